@@ -1,0 +1,40 @@
+"""Loss atoms. Every function maps tensors to one value per sample, [B], and knows nothing of training."""
+
+import math
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def mse(x: Tensor, y: Tensor) -> Tensor:
+    """mean_{chw} (x - y)^2: [B,C,H,W] twice -> [B]."""
+    return ((x - y) ** 2).flatten(1).mean(1)
+
+
+def colour(x0_hat: Tensor, x0: Tensor, size: int, sigma: float) -> Tensor:
+    """mean_{chw} (K * x0_hat - K * x0)^2 with K of ``blur``: colour without detail (arXiv 2407.16921): [B].
+
+    No clamp inside: a clamped pixel would have no gradient.
+    """
+    return mse(blur(x0_hat, size, sigma), blur(x0, size, sigma))
+
+
+def blur(x: Tensor, size: int, sigma: float) -> Tensor:
+    """K * x: Gaussian of ``size`` taps (odd) and ``sigma`` px on every channel alone, reflected border: [B,C,H,W].
+
+    Both sides of the image must exceed size // 2. With groups=1 the channels would be summed, and a red image would
+    equal a green one; with zero padding a constant image would be 0.57 of its value at an edge.
+    """
+    channels, radius = x.shape[1], size // 2
+    row = gaussian_taps(size, sigma).to(x).expand(channels, 1, 1, size)
+    padded = F.pad(x, (radius, radius, radius, radius), mode="reflect")
+    return F.conv2d(F.conv2d(padded, row, groups=channels), row.mT, groups=channels)
+
+
+@lru_cache
+def gaussian_taps(size: int, sigma: float) -> Tensor:
+    """exp(-i^2 / 2 sigma^2), i = -size//2 .. size//2, with sum 1 in float64: [size]."""
+    weights = [math.exp(-0.5 * ((i - size // 2) / sigma) ** 2) for i in range(size)]
+    return torch.tensor(weights, dtype=torch.float64, device="cpu") / math.fsum(weights)

@@ -1,0 +1,239 @@
+"""What every training exports and infer.py loads: a diffusers folder plus ``sar2opt.json``, the card.
+
+The output for one image depends on the weights, the image, its id, the seed and the settings, never on its batch.
+"""
+
+import copy
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, Self, cast
+
+import diffusers
+import numpy as np
+import safetensors.torch
+import torch
+from diffusers.models.unets.unet_2d import UNet2DModel
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineOutput
+from PIL import Image
+from pydantic import NonNegativeFloat, PositiveInt, ValidationError
+from torch import Tensor
+
+from . import checkpoint, images
+from .config import Section, UserError
+from .draws import Draws
+from .models import load_unet, stride
+from .models.unet import CONFIG_FILE, OPT_CHANNELS, WEIGHTS_FILE
+from .samplers import SAMPLERS, Sampler, Scheduler, sample, scheduler_from
+
+INDEX_FILE, CARD_FILE, SCHEDULER_FILE = "model_index.json", "sar2opt.json", "scheduler_config.json"
+Picture = Tensor | np.ndarray | Image.Image
+
+
+class Card(Section):
+    """``sar2opt.json``: what inference must know beside the weights."""
+
+    format: Literal[1] = 1
+    method: str  # the entry script: train, lcm, ...
+    sar: dict[str, Any]  # SarRadiometry: what the SAR pixel values are, and how they become [-1, 1]
+    optical_range: tuple[float, float] = (0.0, 255.0)  # the 8-bit values that -1 and 1 of the output stand for
+    resolution: PositiveInt  # of training, px
+    sampler: Sampler  # recommended, as are the steps
+    steps: PositiveInt
+    noise_offset: NonNegativeFloat = 0.0
+    start_noise: NonNegativeFloat = 1.0
+    guidance: NonNegativeFloat = 1.0
+    condition_dropout: NonNegativeFloat = 0.0
+    lists: dict[str, str] = {}  # hash of the list of ids per split that the weights have seen
+    sar_percentiles: tuple[
+        tuple[float, float, float, float], ...
+    ] = ()  # per band: p0.1, p1, p99, p99.9 of SAR in [-1, 1]
+
+
+class SAR2OptPipeline(DiffusionPipeline):
+    """A trained network, its sampler and its card; calling it translates SAR images."""
+
+    model_cpu_offload_seq = "unet"
+
+    def __init__(self, unet: UNet2DModel, scheduler: Scheduler, card: Card):
+        super().__init__()
+        self.register_modules(unet=unet, scheduler=scheduler)
+        self.card = card
+
+    @property
+    def components(self) -> dict[str, Any]:
+        """The constructor's arguments."""
+        return {"unet": self.unet, "scheduler": self.scheduler, "card": self.card}
+
+    @property
+    def num_bands(self) -> int:
+        """SAR bands that the network reads."""
+        return self.unet.config["in_channels"] - OPT_CHANNELS
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        sar: Picture | Sequence[Picture],
+        num_inference_steps: int | None = None,
+        seed: int = 0,
+        ids: Sequence[str] | None = None,
+        sampler: str | None = None,
+        output_type: Literal["pil", "np", "pt"] = "pil",
+    ) -> ImagePipelineOutput:
+        """Translate SAR images of one size; ``.images`` is a list of PIL images, an array uint8 [B,H,W,3] ("np"), or
+        a tensor [B,3,H,W] in [-1, 1] ("pt").
+
+        ``sar``: a tensor [b,H,W] or [B,b,H,W] in [-1, 1]; or an array [H,W] or [b,H,W], or a PIL image, with pixel
+        values as the card declares them; or a list of these. The noise of an image is a function of the seed and its
+        id; ids are its numbers "0", "1", ... unless given.
+        """
+        batch = torch.stack([tensor for item in _listed(sar) for tensor in self._tensors(item)])
+        names = [str(i) for i in range(len(batch))] if ids is None else [str(i) for i in ids]
+        if len(names) != len(batch):
+            raise UserError(f"ids: {len(names)} given for {len(batch)} images")
+        output = self.translate(batch, Draws(seed, names, self.device), num_inference_steps, sampler).cpu()
+        if output_type == "pt":
+            return ImagePipelineOutput(images=cast(Any, output))
+        arrays = np.stack([images.rgb(picture).numpy() for picture in output])
+        if output_type == "np":
+            return ImagePipelineOutput(images=arrays)
+        if output_type == "pil":
+            return ImagePipelineOutput(images=[Image.fromarray(array) for array in arrays])
+        raise UserError(f"output_type={output_type!r}: expected 'pil', 'np' or 'pt'")
+
+    def scheduler_for(self, sampler: str | None, steps: int) -> Scheduler:
+        """A fresh scheduler: the saved one, or another sampler for the same noise."""
+        settings = dict(self.scheduler.config)
+        if sampler is not None and sampler not in SAMPLERS:
+            raise UserError(f"sampler {sampler!r}: expected one of {', '.join(SAMPLERS)}")
+        if not 1 <= steps <= settings["num_train_timesteps"]:
+            raise UserError(f"{steps} steps: expected 1 to {settings['num_train_timesteps']}, as the model was trained")
+        if sampler in (None, self.card.sampler):
+            return copy.deepcopy(self.scheduler)
+        return scheduler_from(settings, cast(str, sampler))
+
+    # diffusers' own has options that write other formats, or to the network
+    def save_pretrained(self, folder: str | os.PathLike) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Write the model folder; for an atomic one, save under another name and rename it."""
+        folder = Path(folder)
+        for name in ("unet", "scheduler"):
+            (folder / name).mkdir(parents=True, exist_ok=True)
+        modules = {"unet": ["diffusers", "UNet2DModel"], "scheduler": ["diffusers", type(self.scheduler).__name__]}
+        index = {"_class_name": type(self).__name__, "_diffusers_version": diffusers.__version__, **modules}
+        weights = {k: v.detach().cpu().contiguous() for k, v in self.unet.state_dict().items()}
+        # safetensors' own writer, and with it diffusers', leaves mode 0600: a group could not read its own model
+        checkpoint.write(folder / "unet" / WEIGHTS_FILE, safetensors.torch.save(weights, {"format": "pt"}))
+        checkpoint.write(folder / "unet" / CONFIG_FILE, self.unet.to_json_string().encode())
+        checkpoint.write(folder / "scheduler" / SCHEDULER_FILE, self.scheduler.to_json_string().encode())
+        checkpoint.write(folder / CARD_FILE, (self.card.model_dump_json(indent=1) + "\n").encode())
+        checkpoint.write(folder / INDEX_FILE, (json.dumps(index, indent=1) + "\n").encode())
+
+    # diffusers' own may download, unpickle, and import code by name
+    @classmethod
+    def from_pretrained(cls, folder: str | os.PathLike) -> Self:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Load a model folder of ours, or of a run: local files, safetensors and JSON only, on the CPU."""
+        folder = _model_folder(Path(folder))
+        card, unet, scheduler = _read_card(folder), load_unet(folder / "unet"), _read_scheduler(folder)
+        if unet.config["in_channels"] - OPT_CHANNELS != len(card.sar["bands"]):
+            raise UserError(
+                f"{folder}: the network has {unet.config['in_channels']} input channels, 3 + {len(card.sar['bands'])} "
+                f"expected for the SAR bands {card.sar['bands']} of {CARD_FILE}"
+            )
+        return cls(unet, scheduler, card)
+
+    def translate(self, sar: Tensor, draw: Draws, steps: int | None = None, sampler: str | None = None) -> Tensor:
+        """[B,b,H,W] -> [B,3,H,W], both in [-1, 1]: any size, by reflecting up to the network's stride."""
+        steps, card, (height, width) = steps or self.card.steps, self.card, sar.shape[2:]
+        output = sample(
+            self.unet, self.scheduler_for(sampler, steps), pad(sar.to(self.device), stride(self.unet)), draw, steps,
+            noise_offset=card.noise_offset, guidance=card.guidance, start_noise=card.start_noise,
+        )  # fmt: skip
+        return output[..., :height, :width]
+
+    def _tensors(self, item: Picture) -> list[Tensor]:
+        """One element of the input as tensors [b,H,W] in [-1, 1]."""
+        if not isinstance(item, Tensor):
+            return [self._normalised(item)]
+        tensors = list(item) if item.ndim == 4 else [item]
+        for tensor in tensors:
+            if tensor.ndim != 3 or len(tensor) != self.num_bands or not tensor.is_floating_point():
+                bands = ", ".join(self.card.sar["bands"])
+                raise UserError(
+                    f"SAR tensor {tensor.dtype} {list(tensor.shape)}: expected float [{self.num_bands},H,W] in [-1, 1] "
+                    f"with the bands {bands}"
+                )
+        return [tensor.float() for tensor in tensors]
+
+    def _normalised(self, item: np.ndarray | Image.Image) -> Tensor:
+        from .data import SarRadiometry
+
+        pixels = np.asarray(item)
+        if isinstance(item, Image.Image) and pixels.ndim == 3:
+            pixels = np.moveaxis(pixels, 2, 0)
+        pixels = pixels[None] if pixels.ndim == 2 else pixels
+        if isinstance(item, Image.Image) and self.num_bands == 1 and (pixels == pixels[:1]).all():
+            pixels = pixels[:1]  # grey stored as RGB
+        if pixels.ndim != 3 or len(pixels) != self.num_bands:
+            raise UserError(
+                f"SAR pixels {pixels.dtype} {list(pixels.shape)}: expected [{self.num_bands},H,W] with the bands "
+                f"{', '.join(self.card.sar['bands'])}"
+            )
+        return SarRadiometry.from_dict(self.card.sar).normalise(pixels, None)
+
+
+def pad(x: Tensor, multiple: int) -> Tensor:
+    """Reflect [...,H,W] at its lower and right border up to multiples of ``multiple``, however small the image is."""
+    rows, columns = (_folded(length, -(-length // multiple) * multiple) for length in x.shape[-2:])
+    return x[..., rows[:, None], columns]
+
+
+def model_hash(folder: Path) -> str:
+    """SHA-256 of everything in a model folder that its output depends on."""
+    total, folder = hashlib.sha256(), _model_folder(folder)
+    for name in (CARD_FILE, f"scheduler/{SCHEDULER_FILE}", f"unet/{CONFIG_FILE}", f"unet/{WEIGHTS_FILE}"):
+        with open(folder / name, "rb") as file:
+            total.update(hashlib.file_digest(file, "sha256").digest())
+    return total.hexdigest()
+
+
+def _folded(length: int, total: int) -> Tensor:
+    """0, 1, .., length-1, length-2, .., 1, 0, 1, ..: [total]."""
+    period = max(2 * (length - 1), 1)
+    i = torch.arange(total) % period
+    return torch.minimum(i, period - i)
+
+
+def _listed(sar: Picture | Sequence[Picture]) -> list[Picture]:
+    return [sar] if isinstance(sar, (Tensor, np.ndarray, Image.Image)) else list(sar)
+
+
+def _model_folder(folder: Path) -> Path:
+    """A run folder stands for the model it has exported."""
+    return folder / "model" if (folder / "model" / CARD_FILE).is_file() else folder
+
+
+def _read_card(folder: Path) -> Card:
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such model folder; expected one written by training, such as runs/NAME/model")
+    if not (folder / CARD_FILE).is_file():
+        found = sorted(path.name for path in folder.iterdir())[:5]
+        raise UserError(f"{folder}: not a sar2opt model: expected {CARD_FILE}, found {found}")
+    text = (folder / CARD_FILE).read_text()
+    try:
+        return Card.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"])) or "the file"
+        raise UserError(f"{folder / CARD_FILE}: {place}: {first['msg']} (got {first['input']!r:.80})") from None
+
+
+def _read_scheduler(folder: Path) -> Scheduler:
+    file = folder / "scheduler" / SCHEDULER_FILE
+    classes = {cls.__name__: cls for cls, _ in SAMPLERS.values()}
+    try:
+        settings = json.loads(file.read_text())
+        return cast(Scheduler, classes[settings["_class_name"]].from_config(settings))
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{file}: expected the settings of one of {', '.join(classes)}: {error!r}") from None

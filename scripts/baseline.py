@@ -1,0 +1,80 @@
+"""Plain regression: what a network of the same size reaches without diffusion. Every claim needs this number.
+
+    L = mean (unet([0, sar], T-1) - opt)^2
+
+The same loop, data and model folder as train.py: the export is a ``sample`` prediction with zero terminal SNR whose start
+noise is 0, so that one DDIM step is exactly one pass of the network.
+
+    python scripts/baseline.py configs/baseline/cities.yaml [key=value ...] [--check]
+"""
+
+import sys
+from pathlib import Path
+from typing import Self
+
+import torch
+from pydantic import model_validator
+from torch import Tensor, nn
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # also where the package is not installed
+
+from sar2opt import config, losses, samplers  # noqa: E402
+from sar2opt.config import EMAConfig, OptimConfig, RunConfig, Section  # noqa: E402
+from sar2opt.data import DataConfig  # noqa: E402
+from sar2opt.data.stream import Batch  # noqa: E402
+from sar2opt.diffusion import NoiseConfig  # noqa: E402
+from sar2opt.launch import launch  # noqa: E402
+from sar2opt.models import UNetConfig, build_unet, predict  # noqa: E402
+from sar2opt.pipeline import SAR2OptPipeline  # noqa: E402
+from sar2opt.run import Run  # noqa: E402
+from sar2opt.samplers import SampleConfig  # noqa: E402
+
+NOISE = NoiseConfig(prediction="sample", zero_terminal_snr=True)
+
+
+class Config(Section):
+    run: RunConfig
+    data: DataConfig
+    model: UNetConfig = UNetConfig()
+    optim: OptimConfig = OptimConfig()
+    ema: EMAConfig = EMAConfig()
+    sample: SampleConfig = SampleConfig(steps=1)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if (self.sample.sampler, self.sample.steps, self.sample.guidance) != ("ddim", 1, 1.0):
+            raise ValueError("a regression network has one way to translate: sample {sampler: ddim, steps: 1, guidance: 1}")
+        return self
+
+
+class Regression:
+    def __init__(self, cfg: Config, run: Run):
+        self.run = run
+        unet = build_unet(cfg.model, len(cfg.data.sar.bands), cfg.data.resolution)
+        self.ema = run.frozen_copy(unet, average="ema")
+        self.unet = run.trainable("unet", unet)
+        scheduler = samplers.build_scheduler(NOISE, "ddim", "trailing")
+        self.pipeline = SAR2OptPipeline(self.ema, scheduler, run.card("regression", start_noise=0.0))
+
+    def output(self, unet: nn.Module, sar: Tensor) -> Tensor:
+        t = torch.full((len(sar),), NOISE.timesteps - 1, device=sar.device)
+        return predict(unet, sar.new_zeros(len(sar), 3, *sar.shape[2:]), t, sar)
+
+    def step(self, batch: Batch) -> dict[str, Tensor]:
+        loss = losses.mse(self.output(self.unet, batch.sar), batch.opt).mean()
+        self.run.update(loss, self.unet)
+        return {"loss": loss}
+
+    def after_step(self) -> None:
+        self.run.average(self.ema, self.unet)
+
+    def validate(self, batch: Batch) -> dict[str, Tensor]:
+        return {"loss": losses.mse(self.output(self.ema, batch.sar), batch.opt)}
+
+
+def main(argv: list[str]) -> None:
+    launch(Config, Regression, argv, __doc__)
+
+
+if __name__ == "__main__":
+    config.command_line(main)

@@ -1,0 +1,61 @@
+"""Loss atoms: known values, and the mistakes that a colour loss invites."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from sar2opt import losses
+
+
+def noise(*shape, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def test_mse_is_one_value_per_sample():
+    x, y = noise(4, 3, 8, 6), noise(4, 3, 8, 6, seed=1)
+    rows = torch.stack([F.mse_loss(a, b) for a, b in zip(x, y, strict=True)])
+    torch.testing.assert_close(losses.mse(x, y), rows, rtol=1e-14, atol=0)
+
+
+def test_blur_keeps_a_constant_up_to_the_corners():
+    x = torch.full((2, 3, 24, 31), 0.7, dtype=torch.float64)
+    assert (losses.blur(x, 21, 3.0) - 0.7).abs().max() < 1e-12  # zero padding: 0.32 of the value in a corner
+
+
+def test_blur_equals_the_full_kernel_and_its_sum_of_squares():
+    x, taps = noise(2, 3, 26, 37), losses.gaussian_taps(21, 3.0)
+    kernel = torch.outer(taps, taps)
+    full = F.conv2d(F.pad(x, (10,) * 4, mode="reflect").flatten(0, 1)[:, None], kernel[None, None])
+    torch.testing.assert_close(losses.blur(x, 21, 3.0), full.reshape(x.shape), rtol=0, atol=1e-12)
+    impulse = torch.zeros(1, 1, 41, 41, dtype=torch.float64)
+    impulse[0, 0, 20, 20] = 1
+    assert (losses.blur(impulse, 21, 3.0) ** 2).sum().item() == pytest.approx(0.00885743, abs=1e-8)
+
+
+def test_red_and_green_of_equal_sum_are_different_colours():
+    red, green = (torch.zeros(1, 3, 32, 32, dtype=torch.float64) for _ in range(2))
+    red[:, 0], green[:, 1] = 0.6, 0.6
+    # two of three channels differ by 0.6; a blur that sums the channels gives 0
+    assert losses.colour(red, green, 21, 3.0).item() == pytest.approx(0.24, abs=1e-12)
+
+
+def test_colour_of_a_constant_offset_and_its_derivative():
+    x0 = noise(2, 3, 24, 30)
+    d = torch.tensor(0.1, dtype=torch.float64, requires_grad=True)
+    loss = losses.colour(x0 + d, x0, 21, 3.0).mean()
+    loss.backward()
+    assert d.grad is not None
+    assert loss.item() == pytest.approx(0.01, abs=1e-12)
+    assert d.grad.item() == pytest.approx(0.2, abs=1e-12)
+
+
+def test_colour_ignores_detail():
+    detail = noise(4, 3, 200, 200)
+    # white noise of variance 1 costs the kernel's sum of squares; the reflected border adds some percent
+    assert losses.colour(detail, 0 * detail, 21, 3.0).mean().item() == pytest.approx(0.00885743, rel=0.1)
+
+
+def test_colour_works_per_sample_in_float32():
+    x, y = noise(4, 3, 24, 30).float(), noise(4, 3, 24, 30, seed=1).float()
+    alone = torch.cat([losses.colour(x[i : i + 1], y[i : i + 1], 21, 3.0) for i in range(4)])
+    torch.testing.assert_close(losses.colour(x, y, 21, 3.0), alone, rtol=1e-5, atol=0)
