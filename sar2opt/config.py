@@ -71,7 +71,7 @@ class OptimConfig(Section):
 class EMAConfig(Section):
     """``ema:`` average <- d average + (1 - d) weights. With ``ramp``, d = min(decay, (1 + n)/(10 + n)) at update n."""
 
-    decay: float = Field(0.9999, ge=0, lt=1)
+    decay: float = Field(default=0.9999, ge=0, lt=1)
     ramp: bool = True
 
 

@@ -37,7 +37,7 @@ class NoiseConfig(Section):
     (Lin et al. 2023).
     """
 
-    timesteps: int = Field(1000, ge=2)
+    timesteps: int = Field(default=1000, ge=2)
     schedule: Literal["linear", "scaled_linear", "cosine"] = "linear"
     prediction: Prediction = "v"
     zero_terminal_snr: bool = True
@@ -92,7 +92,7 @@ class DDPMConfig(Section):
     snr_gamma: PositiveFloat = 5.0  # Hang et al. 2023
     noise_offset: NonNegativeFloat = 0.0
     input_perturbation: NonNegativeFloat = 0.0  # 0.1 in Ning et al. 2023
-    condition_dropout: float = Field(0.0, ge=0, lt=1)
+    condition_dropout: float = Field(default=0.0, ge=0, lt=1)
     colour: ColourConfig = ColourConfig()
 
 

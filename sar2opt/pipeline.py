@@ -89,7 +89,12 @@ class SAR2OptPipeline(DiffusionPipeline):
         values as the card declares them; or a list of these. The noise of an image is a function of the seed and its
         id; ids are its numbers "0", "1", ... unless given.
         """
-        batch = torch.stack([tensor for item in _listed(sar) for tensor in self._tensors(item)])
+        tensors = [tensor for item in _listed(sar) for tensor in self._tensors(item)]
+        if len(sizes := {tuple(tensor.shape[1:]) for tensor in tensors}) != 1:
+            raise UserError(
+                f"one call translates images of one size, got {len(tensors)} images of sizes {sorted(sizes)}"
+            )
+        batch = torch.stack(tensors)
         names = [str(i) for i in range(len(batch))] if ids is None else [str(i) for i in ids]
         if len(names) != len(batch):
             raise UserError(f"ids: {len(names)} given for {len(batch)} images")
@@ -145,7 +150,8 @@ class SAR2OptPipeline(DiffusionPipeline):
 
     def translate(self, sar: Tensor, draw: Draws, steps: int | None = None, sampler: str | None = None) -> Tensor:
         """[B,b,H,W] -> [B,3,H,W], both in [-1, 1]: any size, by reflecting up to the network's stride."""
-        steps, card, (height, width) = steps or self.card.steps, self.card, sar.shape[2:]
+        card, (height, width) = self.card, sar.shape[2:]
+        steps = card.steps if steps is None else steps
         output = sample(
             self.unet, self.scheduler_for(sampler, steps), pad(sar.to(self.device), stride(self.unet)), draw, steps,
             noise_offset=card.noise_offset, guidance=card.guidance, start_noise=card.start_noise,
@@ -163,6 +169,10 @@ class SAR2OptPipeline(DiffusionPipeline):
                 raise UserError(
                     f"SAR tensor {tensor.dtype} {list(tensor.shape)}: expected float [{self.num_bands},H,W] in [-1, 1] "
                     f"with the bands {bands}"
+                )
+            if not tensor.isfinite().all():
+                raise UserError(
+                    f"SAR tensor {list(tensor.shape)}: {int((~tensor.isfinite()).sum())} values are not finite"
                 )
         return [tensor.float() for tensor in tensors]
 

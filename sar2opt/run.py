@@ -9,7 +9,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from copy import deepcopy
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, cast
 
 import torch
 from accelerate import Accelerator
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from . import checkpoint, config, draws, models, schedules, validation
-from .config import ConfigError, EMAConfig, MachineError, OptimConfig, RunConfig, UserError
+from .config import ConfigError, EMAConfig, MachineError, OptimConfig, RunConfig, Section, UserError
 from .data import DataConfig, PairedData, Pairs
 from .data.stream import Batch, Samples, Stream, positions
 from .draws import Draws
@@ -295,7 +295,7 @@ class Run:
     # what survives a crash -------------------------------------------------------------------------------------------
 
     def _begin(self, method: Method, stream: Stream) -> None:
-        run_id = self._on_main(lambda: self.folder.claim(self.cfg, self.world))
+        run_id = self._on_main(lambda: self.folder.claim(cast(Section, self.cfg), self.world))
         self._resume()
         self._on_main(lambda: self.folder.forget_after(self.step))
         if self.cfg.run.trackers:
@@ -317,7 +317,7 @@ class Run:
         state = {
             "seed": self.cfg.run.seed,
             "batch_size": self.cfg.data.batch_size,
-            "config": config.digest(self.cfg),
+            "config": config.digest(cast(Section, self.cfg)),
             "lists": self.data.list_hashes,
             "skipped": [self.skipped, self.skipped_in_a_row],
             "scaler": scaler.state_dict() if scaler is not None else None,
@@ -451,8 +451,8 @@ def _due(step: int, every: int) -> bool:
     return every > 0 and step > 0 and step % every == 0
 
 
-def _as_it_is(samples: Samples | UserError) -> Samples | UserError:
-    return samples
+def _as_it_is(samples: Any) -> Any:
+    return samples  # the stream has made a batch of them
 
 
 def _ignore_stop(_worker: int) -> None:

@@ -3,6 +3,8 @@
 The result for one image depends on the image, the draws of its id and the settings, never on the batch around it.
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal, cast
 
 import torch
@@ -100,15 +102,30 @@ def sample(
     terminal SNR is then exactly a regression network.
     """
     shape = (3, *sar.shape[2:])
+    x_T = start_noise * offset_noise(draw, "start", shape, noise_offset)
+    fresh = partial(_fresh_noise, draw, shape, noise_offset)
+    return denoise(unet, scheduler, x_T, sar, steps, fresh, guidance).clamp(-1, 1)
+
+
+def denoise(
+    unet: nn.Module,
+    scheduler: Scheduler,
+    x_T: Tensor,
+    sar: Tensor,
+    steps: int,
+    fresh: Callable[[int], Tensor],
+    guidance: float = 1.0,
+) -> Tensor:
+    """From x_T to x0 in ``steps`` evaluations of the network; ``fresh(t)`` is the noise of an ancestral step at t."""
     scheduler.set_timesteps(steps)
-    x = start_noise * offset_noise(draw, "start", shape, noise_offset)
+    x = x_T
     for t in scheduler.timesteps.tolist():
         out = guided(unet, x, torch.full((len(x),), t, device=x.device), sar, guidance)
         if isinstance(scheduler, DDPMScheduler):
-            x = ancestral_step(scheduler, out, t, x, offset_noise(draw, f"step_{t}", shape, noise_offset))
+            x = ancestral_step(scheduler, out, t, x, fresh(t))
         else:
             x = scheduler.step(out, t, x, return_dict=False)[0]
-    return x.clamp(-1, 1)
+    return x
 
 
 def guided(unet: nn.Module, x_t: Tensor, t: Tensor, sar: Tensor, guidance: float) -> Tensor:
@@ -140,3 +157,7 @@ def ancestral_step(scheduler: DDPMScheduler, out: Tensor, t: int, x_t: Tensor, z
     c_x0, c_xt = (beta * abar_u.sqrt() / (1 - abar_t)).to(x_t), ((1 - beta).sqrt() * shrink).to(x_t)
     sigma = variance.sqrt().to(x_t) if t > 0 else 0.0
     return c_x0 * x0_hat + c_xt * x_t + sigma * z
+
+
+def _fresh_noise(draw: Draws, shape: tuple[int, ...], offset: float, t: int) -> Tensor:
+    return offset_noise(draw, f"step_{t}", shape, offset)

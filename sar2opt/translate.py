@@ -98,7 +98,8 @@ def append_line(path: Path, record: dict[str, Any]) -> None:
 def other_settings(manifest: Path, settings: dict[str, Any], outputs: set[str]) -> list[str]:
     """Those of ``outputs`` that the manifest says were made with other settings, each with what differs."""
     lines = manifest.read_text().splitlines() if manifest.exists() else []
-    newest = {record["output"]: record for record in map(json.loads, lines)}  # a later line replaces an earlier one
+    # a full disk may have left half a line; a later line replaces an earlier one
+    newest = {record["output"]: record for record in (json.loads(line) for line in lines if line.endswith("}"))}
     return [
         f"{output}: " + ", ".join(f"{key} {newest[output][key]}, now {settings[key]}" for key in differing)
         for output in sorted(outputs & newest.keys())

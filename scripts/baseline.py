@@ -2,8 +2,8 @@
 
     L = mean (unet([0, sar], T-1) - opt)^2
 
-The same loop, data and model folder as train.py: the export is a ``sample`` prediction with zero terminal SNR whose start
-noise is 0, so that one DDIM step is exactly one pass of the network.
+The same loop, data and model folder as train.py: the export is a ``sample`` prediction with zero terminal SNR whose
+start noise is 0, so that one DDIM step is exactly one pass of the network.
 
     python scripts/baseline.py configs/baseline/cities.yaml [key=value ...] [--check]
 """
@@ -43,7 +43,9 @@ class Config(Section):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if (self.sample.sampler, self.sample.steps, self.sample.guidance) != ("ddim", 1, 1.0):
-            raise ValueError("a regression network has one way to translate: sample {sampler: ddim, steps: 1, guidance: 1}")
+            raise ValueError(
+                "a regression network has one way to translate: sample {sampler: ddim, steps: 1, guidance: 1}"
+            )
         return self
 
 

@@ -53,10 +53,12 @@ def load(folder, text, *overrides):
         ("max_steps: 4", "max_steps: true", "c.yaml:1:16: run.max_steps: Input should be a valid integer (got True)"),
         (", max_steps: 4", "", "c.yaml:1:1: run.max_steps: Field required"),
         ("lr: 8e-6", "lr: .nan", "c.yaml:8:3: optim.lr: Input should be a valid number (got '.nan')"),
-        ("lr: 8e-6", "schedule: no", "c.yaml:8:3: optim.schedule: Input should be 'constant', 'cosine' or 'linear' (got 'no')"),
+        ("lr: 8e-6", "schedule: no",
+         "c.yaml:8:3: optim.schedule: Input should be 'constant', 'cosine' or 'linear' (got 'no')"),
         ("[32, 64]", "[32, x]", "c.yaml:10:28: model.block_out_channels.1: Input should be a valid integer (got 'x')"),
         ("optim:", "optim: {}\noptim:", "c.yaml:8:1: duplicate or complex key 'optim'"),
-        ("name: x", "name: ../x", "c.yaml:1:7: run.name: String should match pattern '^[A-Za-z0-9][A-Za-z0-9._-]*$' (got '../x')"),
+        ("name: x", "name: ../x",
+         "c.yaml:1:7: run.name: String should match pattern '^[A-Za-z0-9][A-Za-z0-9._-]*$' (got '../x')"),
         ("lr: 8e-6", "lr: &a 1\n  eps: *a", "c.yaml:9: YAML aliases and more than 16 levels are refused; use 'base'"),
         ("lr: 8e-6", "lr: !!python/name:os.x", "c.yaml:8:3: tag 'tag:yaml.org,2002:python/name:os.x' is refused"),
         ("[32, 64]", "[32", "c.yaml:11:19: not valid YAML: expected ',' or ']', but got ':'"),
@@ -132,9 +134,14 @@ def test_hostile_yaml_is_a_config_error(tmp_path, text):
         load(tmp_path, text)
 
 
+TREES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda x: st.lists(x, max_size=3) | st.dictionaries(st.text(max_size=8), x, max_size=3),
+)
+
+
 @settings(max_examples=100, deadline=None)
-@given(st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
-                    lambda x: st.lists(x, max_size=3) | st.dictionaries(st.text(max_size=8), x, max_size=3)))  # fmt: skip
+@given(TREES)
 def test_random_trees_are_config_errors(tmp_path_factory, tree):
     with pytest.raises(ConfigError):
         load(tmp_path_factory.mktemp("c"), yaml.safe_dump({"run": tree, "data": tree}))
@@ -160,7 +167,7 @@ def test_a_resumed_run_may_change_some_keys_and_no_others(tmp_path):
 
 
 def corruption(text: str, dice: random.Random) -> str | None:
-    """One edit of one line that makes a config wrong: a misspelt, doubled or foreign key, or a value of another kind."""
+    """One edit that makes a config wrong: a misspelt, doubled or foreign key, a value of another kind, broken YAML."""
     lines = text.splitlines()
     keyed = [i for i, line in enumerate(lines) if re.match(r"\s*[a-z_0-9]+:", line)]
     i = dice.choice(keyed)
@@ -178,7 +185,7 @@ def corruption(text: str, dice: random.Random) -> str | None:
         lines[i] = re.sub(rf"\b{key}:.*", f"{key}: [[{{what: ever}}]]", line, count=1)
         lines[i] += "}" if line.count("{") > line[: line.index(f"{key}:")].count("}") + line.count("}") else ""
     elif kind == "bracket":
-        lines[i] = f"{line} ]"
+        lines[i] = f"{indent}{keys[0]}: ]"
     else:
         lines[i] = f"\t{line}"
     return "\n".join(lines) + "\n"

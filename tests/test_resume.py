@@ -77,7 +77,9 @@ def test_one_dead_rank_ends_the_others(tmp_path):
 
 def test_workers_samples_and_saving_do_not_change_the_stream(tmp_path):
     run("train", tmp_path / "a", 1)
-    run("train", tmp_path / "b", 1, data__workers=2, run__sample_every=1, run__validate_every=1, run__checkpoint_every=1)
+    run(
+        "train", tmp_path / "b", 1, data__workers=2, run__sample_every=1, run__validate_every=1, run__checkpoint_every=1
+    )
     assert rows(tmp_path / "a") == rows(tmp_path / "b")
 
 

@@ -112,10 +112,13 @@ def test_the_run_folder_holds_what_it_promises(tmp_path):
         "config.yaml", "env.json", "log.jsonl", "metrics.jsonl", "timing.jsonl", "samples", "checkpoints", "model",
         "run.lock", "DONE",
     }  # fmt: skip
-    assert [p.name for p in sorted((tmp_path / "run" / "samples").iterdir())] == ["step-00000002.png", "step-00000004.png"]
+    assert [p.name for p in sorted((tmp_path / "run" / "samples").iterdir())] == [
+        "step-00000002.png",
+        "step-00000004.png",
+    ]
     row = rows(tmp_path / "run", "metrics")[0]
     assert row["step"] == 4 and row["split"] == "val" and row["n"] == 3
-    assert {"psnr", "ssim", "loss/t100", "loss/t900"} <= row.keys()
+    assert {"psnr", "ssim", "error/t100", "error/t900"} <= row.keys()
     logged = rows(tmp_path / "run")[-1]
     assert {"step", "samples", "loss", "lr", "grad_norm/unet"} <= logged.keys()
     assert any(key.startswith("error/t") for key in logged) and any(key.startswith("x0_error/t") for key in logged)

@@ -54,7 +54,7 @@ class Stream(Dataset[Samples]):
 
     def _sample(self, p: int) -> tuple[Tensor, Tensor, Tensor]:
         epoch, k = divmod(p, len(self.pairs))
-        i = permutation(self.seed, epoch, len(self.pairs))[k]
+        i = int(permutation(self.seed, epoch, len(self.pairs))[k])
         sar, opt = self.pairs.read(i, draws.rng(self.seed, "augment", p))
         return sar, opt, torch.from_numpy(draws.normal(self.seed, "eps", p, opt.shape))
 

@@ -29,7 +29,7 @@ class UNetConfig(Section):
     or its unet/, whose weights training starts from.
     """
 
-    block_out_channels: tuple[PositiveInt, ...] = Field((128, 128, 256, 256, 512, 512), min_length=1)
+    block_out_channels: tuple[PositiveInt, ...] = Field(default=(128, 128, 256, 256, 512, 512), min_length=1)
     layers_per_block: PositiveInt = 2
     down_block_types: tuple[Down, ...] = (
         "DownBlock2D", "DownBlock2D", "DownBlock2D", "DownBlock2D", "AttnDownBlock2D", "DownBlock2D",
@@ -39,7 +39,7 @@ class UNetConfig(Section):
     )  # fmt: skip
     norm_num_groups: PositiveInt = 32
     attention_head_dim: PositiveInt = 8
-    dropout: float = Field(0.0, ge=0, lt=1)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
     in_channels: NonNegativeInt | None = None  # stated or not, it is 3 + the number of SAR bands
     init_from: Path | None = None
 
