@@ -4,7 +4,6 @@ Per band: read -> mask of valid pixels -> scale (dB, or stored units) -> clip ->
 """
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -255,9 +254,3 @@ def _fitting_scale(dtype: np.dtype, low: float, high: float, key: str) -> str:
         if low < 0
         else "scale: linear, clip: [-25, 0]"
     )
-
-
-def percentile_of(histogram: np.ndarray, edges: Sequence[float] | np.ndarray, q: float) -> float:
-    """The smallest value below which (or at which) a share q/100 of the counts lies; ``edges`` [n]: value of bin i."""
-    total = np.cumsum(histogram)
-    return float(edges[int(np.searchsorted(total, max(q / 100 * total[-1], 1), side="left"))])
