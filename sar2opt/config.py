@@ -103,7 +103,9 @@ def load(cls: type[T], path: str | Path, overrides: list[str] | None = None) -> 
     try:  # JSON mode is strict, and still reads a list as a tuple and a string as a Path
         return cls.model_validate_json(json.dumps(tree))
     except PydanticError as error:
-        messages = [_message(cls, dict(e), marks, str(path)) for e in error.errors()]
+        # a misspelt key is also a missing one: first what stands in the file, then what does not
+        errors = sorted(error.errors(), key=lambda e: e["type"] == "missing")
+        messages = [_message(cls, dict(e), marks, str(path)) for e in errors]
         raise ConfigError("\n".join(dict.fromkeys(messages))) from None
 
 

@@ -49,6 +49,6 @@ def _check(run: Run) -> None:
     for net, (name, _) in run.trained.items():
         print(f"{name}: {sum(p.numel() for p in net.parameters()):,} parameters")
     print(f"device {run.device}, precision {run.accelerator.mixed_precision}, {run.world} process(es)")
-    whole = f"{run.world} x {micro} x {run.accumulation} accumulated = {cfg.data.batch_size} images a step"
-    print(f"{cfg.run.max_steps} steps of {whole}; run folder {cfg.run.folder}")
+    batch_size = f"{run.world} x {micro} x {run.accumulation} accumulated = {cfg.data.batch_size} images"
+    print(f"{cfg.run.max_steps} steps of {batch_size}\nrun folder {cfg.run.folder}")
     print("check passed")

@@ -12,6 +12,7 @@ import os
 import signal
 import socket
 import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,6 +65,25 @@ def run(script: str, folder: Path, world: int = 1, die: Die | None = None, **set
     return codes
 
 
+@dataclass(frozen=True)
+class Done:
+    """What a command left: exit code and everything it printed."""
+
+    code: int
+    out: str
+    err: str
+
+
+def call(script: str, *argv: str) -> Done:
+    """One command, in a process of its own, as ``python SCRIPT ARGV`` would run it."""
+    with tempfile.TemporaryDirectory() as folder:
+        out, err = Path(folder) / "out", Path(folder) / "err"
+        process = FORK.Process(target=_main, args=(script, list(argv), out, err))
+        process.start()
+        (code,) = finish([process])
+        return Done(code, out.read_text(), err.read_text())
+
+
 def printed(folder: Path) -> str:
     """All that the processes of ``folder`` wrote to their terminals, over all starts."""
     return (folder.parent / f"{folder.name}.output").read_text()
@@ -90,13 +110,17 @@ def rows(folder: Path, log: str = "log") -> list[dict]:
 
 def _rank(script: str, argv: list[str], rank: int, world: int, port: int, die: Die | None, output: Path) -> None:
     multiprocessing.set_start_method("fork", force=True)  # of data workers; forkserver would import torch again
-    file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(file, 1)
-    os.dup2(file, 2)
     where = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     os.environ.update({k: str(v) for k, v in where.items()} if world > 1 else {})
     if die and die.rank in (None, rank):
         _plant(die)
+    _main(script, argv, output, output)
+
+
+def _main(script: str, argv: list[str], out: Path, err: Path) -> None:
+    for number, path in ((1, out), (2, err)):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
+    os.chdir(ROOT)
     module = importlib.import_module(script)
     sys.argv = [script, *argv]
     module.config.command_line(module.main)

@@ -205,17 +205,6 @@ def test_two_hundred_one_edit_corruptions_give_the_line_and_never_a_traceback(tm
         assert re.match(r"error: .*bad\.yaml:\d+", message) and "Traceback" not in message, (text, message)
 
 
-# the configs that --check cannot pass without somebody's data; test_entries.py checks the others through their scripts
-NEED_DATA = {"sen12.yaml", "folders.yaml", "cities.yaml", "terrain.yaml", "published.yaml"}
-
-
-def test_every_shipped_config_is_valid_and_known():
-    for path in sorted((ROOT / "configs" / "train").glob("*.yaml")):
-        config.load(train.Config, path)
-    known = NEED_DATA | {"smoke.yaml", "demo.yaml"}
-    assert {p.name for p in (ROOT / "configs").rglob("*.yaml")} == known
-
-
 def test_the_command_line_prints_one_message_and_exits_2():
     command = [sys.executable, "train.py", "configs/train/smoke.yaml", "optim.lrr=1"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)

@@ -1,0 +1,79 @@
+"""The entry scripts and their configs, as users run them."""
+
+import pytest
+import yaml
+
+import train
+from sar2opt import config
+from scripts import baseline
+
+from .launch import ROOT, call
+
+SCRIPTS = {"train": ("train", train.Config), "baseline": ("scripts.baseline", baseline.Config)}
+ALONE = {"train/smoke", "train/demo", "baseline/smoke"}  # run on generated pairs
+REAL = {"train/cities", "train/terrain", "baseline/cities", "baseline/terrain"}  # on real pairs, where they are
+THEIRS = {"train/sen12", "train/published", "train/folders"}  # on data that everyone has elsewhere
+CONFIGS = {path.relative_to(ROOT / "configs").with_suffix("").as_posix() for path in ROOT.glob("configs/*/*.yaml")}
+
+
+def command(name, *arguments):
+    """The entry script of a config in a process of its own."""
+    module = SCRIPTS[name.split("/")[0]][0]
+    return call(module, f"configs/{name}.yaml", *arguments)
+
+
+def test_every_config_is_known_here():
+    assert CONFIGS == ALONE | REAL | THEIRS
+
+
+@pytest.mark.parametrize("name", sorted(CONFIGS))
+def test_every_config_is_valid_and_its_dump_reads_back_equal(name, tmp_path):
+    kind = SCRIPTS[name.split("/")[0]][1]
+    cfg = config.load(kind, ROOT / "configs" / f"{name}.yaml")
+    (tmp_path / "dump.yaml").write_text(config.dump(cfg))
+    assert config.load(kind, tmp_path / "dump.yaml") == cfg
+
+
+@pytest.mark.parametrize("name", sorted(ALONE | REAL))
+def test_check_passes(name):
+    if name in REAL and not (ROOT.parent / "shared" / "data").is_dir():
+        pytest.skip("no real pairs here")
+    done = command(name, "--check")
+    assert done.code == 0 and done.out.endswith("check passed\n"), done.err
+    assert max(len(line) for line in done.out.splitlines()) <= 80
+
+
+@pytest.mark.parametrize("name", sorted(THEIRS))
+def test_check_names_the_data_that_it_needs(name, tmp_path):
+    done = command(name, "--check", f"data.root={tmp_path / 'none'}")
+    assert done.code == 2 and done.err.startswith("error: ") and "data.root" in done.err
+    assert f"{tmp_path / 'none'}" in done.err and "Traceback" not in done.err
+
+
+def test_print_config_is_a_complete_config_in_the_documented_order(tmp_path):
+    done = command("train/smoke", "--print-config", "optim.lr=1e-5")
+    resolved = yaml.safe_load(done.out)
+    assert list(resolved) == ["run", "data", "model", "noise", "optim", "ema", "ddpm", "sample"]
+    (tmp_path / "again.yaml").write_text(done.out)
+    assert config.load(train.Config, tmp_path / "again.yaml").optim.lr == 1e-5
+
+
+def test_print_schema_knows_every_section():
+    done = command("train/smoke", "--print-schema")
+    assert '"DDPMConfig"' in done.out and '"zero_terminal_snr"' in done.out
+
+
+def test_help_states_the_objective():
+    done = command("train/smoke", "--help")
+    assert done.code == 0 and "L   = mean_b" in done.out and "--check" in done.out
+
+
+def test_a_mistaken_flag_is_exit_code_2_and_not_a_guess():
+    for argument in ("--chec", "--no-such-flag"):
+        done = command("train/smoke", argument)
+        assert done.code == 2 and "unrecognized arguments" in done.err
+
+
+def test_check_writes_nothing(tmp_path):
+    assert command("train/smoke", "--check", f"run.dir={tmp_path}").code == 0
+    assert not list(tmp_path.iterdir())
