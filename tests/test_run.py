@@ -1,16 +1,18 @@
 """What goes wrong in a run is said once, with the right exit code, and nothing of the run is lost."""
 
-import json
 import os
 import signal
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from diffusers import UNet2DModel
+from PIL import Image
+from safetensors.torch import load_file
 
-from .launch import ROOT, fingerprint, finish, printed, rows, run, start
+from .launch import ROOT, Die, fingerprint, finish, printed, rows, run, start
 
 
 def refused(folder, **settings):
@@ -28,17 +30,6 @@ def test_another_config_in_the_same_folder_is_refused_and_nothing_is_lost(tmp_pa
     assert "belongs to another run" in message and "data.batch_size: was 4, now 2" in message
     assert "max_steps" not in message
     assert fingerprint(tmp_path / "run") == before
-
-
-def test_another_list_of_pairs_is_refused_on_resume(tmp_path):
-    run("train", tmp_path / "run")
-    state = next((tmp_path / "run" / "checkpoints").glob("*4/state.json"))
-    assert set(json.loads(state.read_text())["lists"]) >= {"train", "val"}
-    from sar2opt.run import _require_same_lists
-
-    with pytest.raises(Exception, match="another list of pairs") as caught:
-        _require_same_lists({"train": "a", "val": "b"}, {"train": "c", "val": "b"}, "step-4")
-    assert "train: was a, now c" in str(caught.value) and "val" not in str(caught.value)
 
 
 def test_a_checkpoint_of_another_architecture_is_refused(tmp_path):
@@ -96,8 +87,6 @@ def test_skipped_steps_are_counted_and_bounded(tmp_path):
 def test_the_export_loads_in_diffusers_and_holds_the_averaged_weights(tmp_path):
     run("train", tmp_path / "run")
     unet = UNet2DModel.from_pretrained(tmp_path / "run/model/unet")
-    from safetensors.torch import load_file
-
     ema = load_file(tmp_path / "run/checkpoints/step-00000004/ema.safetensors")
     assert ema.keys() == unet.state_dict().keys()
     assert all(torch.equal(value, ema[key]) for key, value in unet.state_dict().items())
@@ -142,3 +131,46 @@ def test_two_processes_through_torchrun(tmp_path):
     subprocess.run([*launch, *argv], cwd=ROOT, check=True, capture_output=True, timeout=180, env=environment)
     run("train", tmp_path / "forked", 2)
     assert fingerprint(tmp_path / "two") == fingerprint(tmp_path / "forked")
+
+
+def folder_pairs(root, count=6):
+    """Small pairs on disk; returns config overrides that read them."""
+    rng = np.random.default_rng(0)
+    for side, shape in (("sar", (40, 40)), ("opt", (40, 40, 3))):
+        (root / side).mkdir(parents=True)
+        for i in range(count):
+            Image.fromarray(rng.integers(0, 256, shape, dtype=np.uint8)).save(root / side / f"a_{i}.png")
+    return {"data__layout": "folders", "data__root": root, "data__split": "random", "data__generated": "{}"}
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_image_that_breaks_while_training_is_named_and_the_run_goes_on_after_its_repair(tmp_path, workers):
+    data = folder_pairs(tmp_path / "pairs") | {"data__workers": workers, "run__checkpoint_every": 1}
+    victims = sorted((tmp_path / "pairs" / "opt").iterdir())
+    whole = {path: path.read_bytes() for path in victims}
+    run("train", tmp_path / "run", run__max_steps=2, optim__schedule="constant", **data)
+    for path in victims:
+        path.write_bytes(whole[path][: len(whole[path]) // 2])  # the header is still right
+    message = refused(tmp_path / "run", optim__schedule="constant", **data)
+    assert "error: " in message and "/opt/a_" in message
+    for path in victims:
+        path.write_bytes(whole[path])
+    run("train", tmp_path / "run", optim__schedule="constant", **data)
+    assert [row["step"] for row in rows(tmp_path / "run")] == [1, 2, 3, 4]
+
+
+def test_a_run_on_files_resumes_bitwise(tmp_path):
+    data = folder_pairs(tmp_path / "pairs") | {"data__workers": 2}
+    run("train", tmp_path / "straight", **data)
+    assert run("train", tmp_path / "broken", 1, Die("step", 3), **data) == [-signal.SIGKILL]
+    run("train", tmp_path / "broken", **data)
+    assert fingerprint(tmp_path / "broken") == fingerprint(tmp_path / "straight")
+
+
+def test_a_pair_that_goes_missing_is_another_list_and_refused_on_resume(tmp_path):
+    data = folder_pairs(tmp_path / "pairs", count=12)
+    run("train", tmp_path / "run", **data)
+    for side in ("sar", "opt"):
+        (tmp_path / "pairs" / side / "a_3.png").unlink()
+    message = refused(tmp_path / "run", run__max_steps=6, **data)
+    assert "trained on another list of pairs" in message and "train: was " in message

@@ -1,0 +1,130 @@
+"""Generated pairs obey the laws that they claim: speckle, geometry, and one ground under two sensors."""
+
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from sar2opt.data import DataConfig, SarConfig, open_data
+from sar2opt.data import generated as g
+
+
+def pairs(split="train", count=6, size=48, seed=0, looks=4.0, bands=("VV",), scale="uint8"):
+    return g.GeneratedPairs(split, count, size, seed, looks, bands, scale)
+
+
+@pytest.mark.parametrize("looks", [1, 4, 9.5])
+def test_speckle_has_mean_1_and_variance_1_over_looks(looks):
+    x = g.speckle(np.random.default_rng(0), looks, (400, 400)).astype(np.float64)
+    assert x.min() > 0
+    assert x.mean() == pytest.approx(1, abs=5 * looks**-0.5 / 400)
+    # the variance of a sample variance is (mu4 - var^2)/n; a gamma has mu4 = 3 var^2 (1 + 2/looks)
+    assert x.var() == pytest.approx(1 / looks, rel=5 * (2 + 6 / looks) ** 0.5 / 400)
+
+
+def test_speckle_in_the_image_has_its_number_of_looks():
+    """On open water nothing but speckle varies: ENL = mean^2 / variance of the power above the noise floor."""
+    from scipy.ndimage import binary_erosion
+
+    for looks in (2.0, 8.0):
+        enl = []
+        for i in range(40):
+            sar, opt = g.scene(0, "train", i, 64, looks)
+            water = np.abs(opt.astype(int) - np.array(g.COLOUR[g.WATER])[:, None, None]).max(0) < 14
+            water = binary_erosion(water, iterations=7)  # houses on the shore lean over the water
+            if water.sum() > 200:
+                power = 10 ** (sar[0].astype(np.float64) / 10) - 10 ** (g.NOISE_FLOOR / 10)
+                enl.append(power[water].mean() ** 2 / power[water].var())
+        assert len(enl) > 3 and np.mean(enl) == pytest.approx(looks, rel=0.1)
+
+
+def test_a_pair_is_a_function_of_seed_split_and_index_only():
+    whole, few = pairs(), pairs(count=3)
+    for a, b in zip(whole.pixels(2), few.pixels(2), strict=True):
+        assert np.array_equal(a, b)
+    others = [pairs(seed=1), pairs(split="val"), pairs(split="test")]
+    seen = {p.pixels(i)[1].tobytes() for p in [whole, *others] for i in range(6)}
+    assert len(seen) == 24
+    assert len({name for p in [whole, *others] for name in p.ids}) == 24
+
+
+def test_fewer_bands_are_a_part_of_more_and_8_bit_is_the_stretched_db():
+    both, sar_vh = pairs(bands=("VV", "VH"), scale="db").pixels(1)[0], pairs(bands=("VH",), scale="db").pixels(1)[0]
+    assert np.array_equal(both[1:], sar_vh) and both.dtype == np.float32
+    assert np.array_equal(pairs().pixels(1)[0], g.stretched(both[:1]))
+    assert g.stretched(np.array([-30.0, -25, -12.5, 0, 9])).tolist() == [0, 0, 128, 255, 255]  # 127.5 -> 128
+    assert np.median(both[0] - both[1]) == pytest.approx(7, abs=1.5)  # VH is weaker than VV
+
+
+def test_classes_scatter_as_their_table_says():
+    """Without houses, slope, wetness and texture, sigma0 is the table's."""
+    cover = np.tile(np.arange(8, dtype=np.uint8), (5, 1))
+    flat = np.zeros((5, 8), np.float32)
+    power = g.backscatter(cover, flat, flat, flat, flat)
+    table = np.array([g.BACKSCATTER[c] for c in range(8)]).T
+    assert np.allclose(10 * np.log10(power), np.repeat(table[:, None], 5, 1), rtol=0, atol=1e-4)
+
+
+def test_a_slope_towards_the_radar_is_brighter():
+    cover, flat = np.full((3, 4), g.GRASS, np.uint8), np.zeros((3, 4), np.float32)
+    rising = g.backscatter(
+        cover, flat, flat, flat + 0.1, flat
+    )  # height grows with the column; the radar is on the left
+    assert np.allclose(10 * np.log10(rising / g.backscatter(cover, flat, flat, flat, flat)), 1, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("height", [8.0, 24.0, 40.0])
+def test_houses_throw_shadow_away_from_the_radar_and_lean_towards_it(height):
+    map_ = np.zeros((9, 40), np.float32)
+    map_[3:6, 20:24] = height
+    shadow, overlaid, corner = g.house_geometry(map_)
+    length = height * np.tan(g.INCIDENCE) / g.PIXEL  # of the shadow on flat ground, px
+    behind = np.flatnonzero(shadow[4])
+    assert behind.size == int(np.ceil(length - 1e-9) - (length <= 1)) or behind.size == int(length)
+    assert (behind == 24 + np.arange(behind.size)).all()
+    assert overlaid[4].sum() == pytest.approx(height / np.tan(g.INCIDENCE) / g.PIXEL, rel=1e-6)  # layover, px
+    assert overlaid[4, 19] > 0 and not overlaid[4, 20:].any()
+    assert np.flatnonzero(corner[4]).tolist() == [19]
+    for picture in (shadow, overlaid, corner):
+        assert not picture[:3].any() and not picture[6:].any()
+
+
+def test_the_optical_picture_can_be_told_from_the_sar_image():
+    """What a lookup by local mean backscatter explains is far more than nothing, and far less than everything."""
+    from scipy.ndimage import uniform_filter
+
+    drawn = [pairs(count=60, size=64).pixels(i) for i in range(60)]
+    opt = np.stack([o for _, o in drawn]).astype(np.float64)
+    level = uniform_filter(np.stack([s[0] for s, _ in drawn]).astype(np.float64), (0, 3, 3)).astype(int).ravel()
+    count = np.maximum(np.bincount(level, minlength=256), 1)
+    guess = np.stack([(np.bincount(level, c, 256) / count)[level] for c in opt.swapaxes(0, 1).reshape(3, -1)])
+    rest = np.mean((guess - opt.swapaxes(0, 1).reshape(3, -1)) ** 2)
+    colour = np.mean((opt - opt.mean((0, 2, 3), keepdims=True)) ** 2)  # what the mean colour leaves
+    assert 0.4 < rest / colour < 0.75
+
+
+def test_a_pair_takes_milliseconds():
+    for size, limit in ((64, 5), (256, 40)):
+        made, spent = pairs(count=12, size=size), []
+        for i in range(12):
+            start = time.perf_counter()
+            made.pixels(i)
+            spent.append(time.perf_counter() - start)
+        assert min(spent) * 1000 < limit * 2  # the limit, on a machine that is busy
+
+
+@pytest.mark.parametrize("sar", [SarConfig(), SarConfig(bands=("VV", "VH"), scale="db", clip=((-25.0, 0.0),)),
+                                 SarConfig(scale="db", norm="meanstd")])  # fmt: skip
+def test_open_data_reads_them_through_the_same_radiometry(sar):
+    data = open_data(DataConfig(layout="generated", resolution=24, sar=sar))
+    made, opt = data.train.read(5, None)
+    raw = g.GeneratedPairs("train", 6, 24, 0, 4.0, sar.bands, sar.scale).pixels(5)
+    assert torch.equal(made, data.radiometry.normalise(raw[0]))
+    assert torch.equal(opt, torch.from_numpy(raw[1].astype(np.float32)) / 127.5 - 1)
+    assert made.shape == (len(sar.bands), 24, 24) and made.abs().max() <= 1
+    turned = [data.train.read(5, np.random.default_rng(s))[1] for s in range(30)]
+    assert len({x.numpy().tobytes() for x in turned}) == 8
+    assert len(data.list_hashes) == 3 and len(set(data.list_hashes.values())) == 3
+    assert (len(data.train), len(data.val), len(data.test)) == (4096, 32, 64)
+    assert max(map(len, data.summary().splitlines())) <= 80
