@@ -81,7 +81,7 @@ def test_houses_throw_shadow_away_from_the_radar_and_lean_towards_it(height):
     shadow, overlaid, corner = g.house_geometry(map_)
     length = height * np.tan(g.INCIDENCE) / g.PIXEL  # of the shadow on flat ground, px
     behind = np.flatnonzero(shadow[4])
-    assert behind.size == int(np.ceil(length - 1e-9) - (length <= 1)) or behind.size == int(length)
+    assert behind.size == int(np.ceil(length)) - 1  # whole pixels whose far edge the wall still hides
     assert (behind == 24 + np.arange(behind.size)).all()
     assert overlaid[4].sum() == pytest.approx(height / np.tan(g.INCIDENCE) / g.PIXEL, rel=1e-6)  # layover, px
     assert overlaid[4, 19] > 0 and not overlaid[4, 20:].any()
@@ -108,10 +108,10 @@ def test_a_pair_takes_milliseconds():
     for size, limit in ((64, 5), (256, 40)):
         made, spent = pairs(count=12, size=size), []
         for i in range(12):
-            start = time.perf_counter()
+            start = time.process_time()
             made.pixels(i)
-            spent.append(time.perf_counter() - start)
-        assert min(spent) * 1000 < limit * 2  # the limit, on a machine that is busy
+            spent.append(time.process_time() - start)
+        assert min(spent) * 1000 < limit * 2  # of processor time, on a slower machine
 
 
 @pytest.mark.parametrize("sar", [SarConfig(), SarConfig(bands=("VV", "VH"), scale="db", clip=((-25.0, 0.0),)),

@@ -156,7 +156,7 @@ def test_open_data_refuses_bad_files_by_name(tmp_path):
     spoiled(good[: len(good) // 2], "damaged PNG")
     spoiled(good[: len(good) // 2], "1 of 10 pairs", "damaged PNG", verify="full")
     spoiled(Image.new("RGB", (13, 11), (1, 2, 3)), "expected the SAR bands VV, found 3 band(s)")
-    spoiled(Image.new("L", (12, 11)), "unequal size", "12 x 11 px", "13 x 11 px")
+    spoiled(Image.new("L", (12, 11)), "1 of 10 pairs cannot be used", "unequal size", "12 x 11 px", "13 x 11 px")
     spoiled(Image.new("L", (12, 11)), "unequal size", side="opt", verify="off")
     spoiled(Image.new("LA", (13, 11)), "no valid SAR pixel among 143")
     deep = deep_png(tmp_path / "deep.png", np.arange(35, dtype=np.uint16).reshape(1, 5, 7) * 100, 0).read_bytes()

@@ -208,6 +208,16 @@ def test_a_vrt_named_tif_reads_nothing(tmp_path):
     refused(tmp_path / "half.tif", "damaged TIFF")
 
 
+def test_gdal_is_asked_for_one_format_and_a_whole_path(tmp_path, monkeypatch):
+    import rasterio
+
+    path, calls, opened = tiff(tmp_path / "a.tif", levels(1)), [], rasterio.open
+    monkeypatch.setattr(rasterio, "open", lambda *a, **k: calls.append((a, k)) or opened(*a, **k))
+    monkeypatch.chdir(tmp_path)
+    read_raster("a.tif")
+    assert calls == [((str(path),), {"driver": "GTiff"})]
+
+
 def test_a_folder_or_a_missing_file_is_no_image(tmp_path):
     refused(tmp_path, "no such file")
     refused(tmp_path / "x.png", "no such file")

@@ -284,3 +284,26 @@ def test_generate_refuses_nonsense_and_foreign_folders(tmp_path):
     write(tmp_path / "x")
     with pytest.raises(UserError, match="holds 10 other images, such as p0"):
         generate.main(["--out", str(tmp_path / "x"), "--count", "1", "--size", "16"])
+
+
+def test_tables_and_sen12_go_the_same_way(tmp_path, in_process):
+    root = write(tmp_path / "data")
+    table = tmp_path / "t.csv"
+    rows = [f"sar/p{k}.png,opt/p{k}.png,scene{k},{'test' if k == 7 else 'train'}" for k in range(10)]
+    table.write_text("\n".join(["sar,opt,scene,split", *rows]) + "\n")
+    flags = ["--layout", "csv", "--root", str(root), "--csv", str(table), "--out", str(tmp_path / "m")]
+    prepare.main(flags)
+    found = open_data(config(root, layout="csv", csv={"files": [str(table)]}))
+    assert found.test.ids == ["p7"] and len(found.train) == 9
+    assert found.list_hashes == manifest.read(tmp_path / "m").list_hashes
+    (root / "sar" / "p7.png").unlink()
+    with pytest.raises(UserError, match="1 of 10 pairs cannot be used.*\n.*p7.png: no such file"):
+        prepare.main(flags)
+    sen = tmp_path / "sen"
+    for scene in range(6):
+        for side, kind in (("s1", "sar"), ("s2", "opt")):
+            path = sen / "urban" / side / f"ROIs1970_fall_{side}_{scene}_p1.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(root / kind / f"p{scene}.png", path)
+    prepare.main(["--layout", "sen12", "--root", str(sen), "--out", str(tmp_path / "s")])
+    assert [row.note for row in manifest.read(tmp_path / "s").rows] == ["urban"] * 6

@@ -21,10 +21,7 @@ def read_csv(cfg: DataConfig) -> list[Pair]:
     tables = [_rows(file) for file in cfg.csv.files]
     headers = [_header(rows, cfg.csv.header) for rows in tables]
     bodies = [rows[1:] if header else rows for rows, header in zip(tables, headers, strict=True)]
-    if len(tables) == 2:
-        records = _two_lists(cfg, bodies)
-    else:
-        records = _one_table(cfg.csv.files[0], bodies[0], headers[0])
+    records = _two_lists(cfg, bodies) if len(tables) == 2 else _one_table(cfg.csv.files[0], bodies[0], headers[0])
     if not records:
         raise UserError(f"{cfg.csv.files[0]}: no rows")
     for number, record in enumerate(records, 1):

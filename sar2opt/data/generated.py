@@ -1,13 +1,14 @@
 """Paired scenes without files: a land-cover map becomes an optical picture and a SAR image of the same ground.
 
-Pair ``index`` of a split is a pure function of (seed, split, index, size, looks). One pixel is 10 m. The radar looks from
-the left (range grows with the column) at an incidence angle of 39 degrees, as Sentinel-1 in the middle of its swath; the
-sun stands in the upper left.
+Pair ``index`` of a split is a pure function of (seed, split, index, size, looks). One pixel is 10 m. The radar looks
+from the left (range grows with the column) at an incidence angle of 39 degrees, as Sentinel-1 in the middle of its
+swath; the sun stands in the upper left.
 
 Backscatter sigma0 by class at C band is of the order that Ulaby & Dobson (Handbook of Radar Scattering Statistics for
-Terrain, 1989) list for 40 degrees: smooth surfaces (water, roads) reflect away from the radar, rough soil scatters at the
-surface, crowns in their volume, house and street form corner reflectors. Speckle of an intensity with L looks is gamma
-distributed with mean 1 and variance 1/L (Goodman 1976; Ulaby & Dobson, ch. 2).
+Terrain, 1989) list for 40 degrees: smooth surfaces (water, roads) reflect away from the radar, rough soil scatters at
+its surface, crowns in their volume, house and street form corner reflectors. The classes are set a little further apart
+than nature has them. Speckle of an intensity with L looks is gamma distributed with mean 1 and variance 1/L (Goodman
+1976).
 """
 
 import numpy as np
@@ -19,12 +20,13 @@ WATER, ROAD, SOIL, GRASS, RIPE, CROP, FOREST, ROOF = range(8)
 # sigma0 in dB: VV, VH; a resolved roof without its corner
 BACKSCATTER = {
     WATER: (-22.0, -28.0), ROAD: (-18.0, -25.0), SOIL: (-15.0, -23.0), GRASS: (-12.5, -19.5),
-    RIPE: (-10.5, -17.0), CROP: (-8.5, -15.0), FOREST: (-6.5, -12.5), ROOF: (-5.0, -11.0),
+    RIPE: (-10.5, -17.0), CROP: (-8.5, -15.0), FOREST: (-6.5, -12.5), ROOF: (-8.0, -15.0),
 }  # fmt: skip
 COLOUR = {  # sRGB, 0..255, as a Sentinel-2 true-colour picture stretched for display
     WATER: (24, 52, 84), ROAD: (128, 126, 124), SOIL: (150, 116, 84), GRASS: (126, 146, 84),
     RIPE: (198, 178, 108), CROP: (80, 132, 54), FOREST: (34, 72, 42), ROOF: (188, 148, 130),
 }  # fmt: skip
+WALL = (-5.0, -12.0)  # dB: of the part of a house that lies over the ground in front of it
 CORNER = (4.0, -3.0)  # dB: double bounce between wall and street
 NOISE_FLOOR = -25.0  # dB: noise-equivalent sigma0; Sentinel-1 promises less than -22
 INCIDENCE = np.deg2rad(39.0)
@@ -69,7 +71,7 @@ def speckle(rng: np.random.Generator, looks: float, shape: tuple[int, ...]) -> n
 def stretched(decibels: np.ndarray) -> np.ndarray:
     """dB -> uint8 as published 8-bit sets have it: RANGE onto 0..255, half to even."""
     low, high = RANGE
-    return np.rint((np.clip(decibels, low, high) - low) * (255 / (high - low))).astype(np.uint8)
+    return np.rint((np.clip(decibels, low, high) - low) / (high - low) * 255).astype(np.uint8)
 
 
 def decibel(power: np.ndarray) -> np.ndarray:
@@ -161,12 +163,12 @@ def backscatter(
     Wet soil and crops scatter more (dielectric constant), slopes towards the radar as well; then the houses.
     """
     table = np.array([BACKSCATTER[c] for c in range(len(BACKSCATTER))], np.float32).T
-    ground = np.where(np.isin(cover, (WATER, ROAD, ROOF)), 0, 0.8 * wetness - 4 * slope)
+    ground = np.where(np.isin(cover, (WATER, ROAD, ROOF)), 0, 0.8 * wetness + 10 * slope)
     ground = ground + np.where(cover == FOREST, 0.8 * grain, 0)
     power = np.float32(10) ** ((table[:, cover] + ground) / 10).astype(np.float32)
     shadow, overlaid, corner = house_geometry(height)
     power[:, shadow] = 10 ** (NOISE_FLOOR / 10 - 1)  # nothing returns; the receiver's noise comes later
-    wall = np.float32(10) ** (table[:, ROOF] / 10)
+    wall = np.float32(10) ** (np.array(WALL, np.float32) / 10)
     bounce = np.float32(10) ** (np.array(CORNER, np.float32) / 10)
     return power + overlaid * wall[:, None, None] + corner * bounce[:, None, None]
 

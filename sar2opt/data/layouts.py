@@ -1,7 +1,7 @@
 """Which file belongs to which: pairs are formed by name, never by the order of a listing.
 
-A rule is a regular expression on the path relative to the root, anchored at both ends. Two files form a pair if they have
-one id and the two values of the group ``side``. A group that returns as (?P=side) changes with it; nothing else does.
+A rule is a regular expression on the path relative to the root, anchored at both ends. Two files form a pair if they
+have one id and the two values of the group ``side``, which returns as (?P=side) in the name of the file.
 """
 
 import os
@@ -263,15 +263,14 @@ def _require_ids(pairs: list[Pair]) -> None:
     bad = [p.id for p in pairs if not is_safe_id(p.id)]
     if bad:
         raise UserError(
-            f"{len(bad)} ids cannot name output files (control characters, backslash, '..', '//', a leading '/' or '-', "
-            f"or more than {ID_LENGTH} characters): {listed([repr(i) for i in bad])}"
+            f"{len(bad)} ids cannot name output files (control characters, backslash, '..', '//', a leading '/' or "
+            f"'-', or more than {ID_LENGTH} characters): {listed([repr(i) for i in bad])}"
         )
 
 
 def is_safe_id(name: str) -> bool:
-    parts = name.split("/")
-    printable = all(ord(c) >= 32 and c not in "\\\x7f" for c in name)
-    return printable and 0 < len(name) <= ID_LENGTH and name[0] != "-" and not {"", ".", ".."} & set(parts)
+    plain = name.isprintable() and "\\" not in name  # bytes that are no UTF-8 are not printable
+    return plain and 0 < len(name) <= ID_LENGTH and name[0] != "-" and not {"", ".", ".."} & set(name.split("/"))
 
 
 def require_inside(path: str, where: str, outside: bool) -> None:

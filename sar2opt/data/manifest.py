@@ -66,10 +66,15 @@ class Manifest:
         return {name: len({row.scene for row in self.of(name)} - {""}) for name in NAMES}
 
 
+def require_free(folder: Path) -> None:
+    """A manifest may replace a manifest, and nothing else."""
+    if folder.exists() and not (folder / JSON_FILE).is_file() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder}: exists and is no manifest; choose another folder")
+
+
 def write(manifest: Manifest, folder: Path) -> None:
     """Write the folder under another name and rename it: there is a whole manifest or none."""
-    if folder.exists() and not (folder / JSON_FILE).is_file() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder}: exists and is no manifest; choose another --out")
+    require_free(folder)
     text = _csv(manifest.rows)
     scenes = {name: dict(sorted(Counter(r.scene for r in manifest.of(name) if r.scene).items())) for name in NAMES}
     facts = {
@@ -132,6 +137,8 @@ def _facts(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: manifest format {found!r}; this version reads format {FORMAT}")
     if missing := sorted({"layout", "root", "split", "sar", "statistics", "lists", "csv_sha256"} - facts.keys()):
         raise UserError(f"{path}: lacks {', '.join(missing)}; write the manifest again with scripts/prepare.py")
+    if not isinstance(facts["root"], str):
+        raise UserError(f"{path}: root: expected a path, found {facts['root']!r:.80}")
     return facts
 
 
@@ -153,11 +160,14 @@ def _rows(path: Path, text: str) -> list[Row]:
             raise UserError(f"{path}: line {number}: {len(cells)} cells, expected {len(Row._fields)}")
         record: dict[str, Any] = dict(zip(Row._fields, cells, strict=True))
         try:
-            row = Row(**record | {"height": int(record["height"]), "width": int(record["width"])})
+            record |= {key: int(record[key]) for key in ("height", "width")}
         except ValueError as error:
             raise UserError(f"{path}: line {number}: {error}") from None
+        row = Row(**record)
         if row.split not in NAMES or not is_safe_id(row.id):
-            raise UserError(f"{path}: line {number}: id {row.id!r}, split {row.split!r}: expected one of {', '.join(NAMES)}")
+            raise UserError(
+                f"{path}: line {number}: id {row.id!r}, split {row.split!r}: expected one of {', '.join(NAMES)}"
+            )
         rows.append(row)
     ids = [row.id for row in rows]
     if ids != sorted(set(ids)):

@@ -1,5 +1,6 @@
 """What training reads: crops of pairs in [-1, 1], the same part and the same turn of both sides."""
 
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,6 +13,7 @@ from ..config import UserError
 from . import manifest, scan, statistics
 from .config import SPLITS, DataConfig
 from .generated import GeneratedPairs
+from .layouts import SHOWN
 from .manifest import Row
 from .radiometry import SarRadiometry, normalise_opt, read_opt
 
@@ -61,7 +63,7 @@ class PairedData:
             count = len(getattr(self, name))
             lines.append(f"{name:8}{count:9,}  {self.list_hashes.get(name, '-')[:16]}")
         lines += [*self.facts, *statistics_lines(self.cfg, self.statistics)]
-        return "\n".join(line[:80] for line in lines)
+        return "\n".join(part for line in lines for part in textwrap.wrap(line, 80, subsequent_indent="    "))
 
 
 class FilePairs:
@@ -79,7 +81,8 @@ class FilePairs:
         cfg, radiometry = self.cfg, self.radiometry
         assert cfg.root is not None
         sar_path, opt_path = (cfg.root / path for path in self.paths[i])
-        scan.require_file_inside(cfg, sar_path), scan.require_file_inside(cfg, opt_path)
+        scan.require_file_inside(cfg, sar_path)
+        scan.require_file_inside(cfg, opt_path)
         sar, valid = radiometry.load(sar_path, cfg.max_pixels)
         opt = read_opt(opt_path, cfg.opt, cfg.max_pixels)
         scan.require_equal_size(sar_path, opt_path, sar.shape[1:], opt.shape[1:])
@@ -96,14 +99,15 @@ class FilePairs:
         side = self.cfg.resolution
         if self.cfg.crop == "none" and (height, width) != (side, side):
             raise UserError(
-                f"{path}: {width} x {height} px, data.resolution is {side} and data.crop is none; set data.crop: random, or "
-                "data.resolution to the size of the images"
+                f"{path}: {width} x {height} px, data.resolution is {side} and data.crop is none; set "
+                "data.crop: random, or data.resolution to the size of the images"
             )
         if height >= side and width >= side:
             return x
         if self.cfg.pad == "none":
             raise UserError(
-                f"{path}: {width} x {height} px is smaller than data.resolution {side}; lower it, or set data.pad: reflect"
+                f"{path}: {width} x {height} px is smaller than data.resolution {side}; lower it, or set "
+                "data.pad: reflect"
             )
         missing = [(max(side - n, 0) // 2, max(side - n, 0) - max(side - n, 0) // 2) for n in (height, width)]
         return np.pad(x, [(0, 0)] * (x.ndim - 2) + missing, mode="reflect")
@@ -184,7 +188,7 @@ def _open_files(cfg: DataConfig) -> PairedData:
         found = scan.scan(cfg, START_IMAGES, hashing=False)
         made = found.manifest
         notes += [f"skipped: {count} files, {kind}" for kind, count in sorted(found.skipped.items())]
-        notes += [f"warning: {text}" for text in found.warnings]
+        notes += warning_lines(found.warnings)
     facts = made.facts
     radiometry = SarRadiometry.resolve(cfg.sar, facts["statistics"])
     splits = {name: FilePairs(made.of(name), cfg, radiometry) for name in SPLITS}
@@ -196,7 +200,6 @@ def _open_files(cfg: DataConfig) -> PairedData:
 
 def _open_generated(cfg: DataConfig) -> PairedData:
     g = cfg.generated
-    bare = SarRadiometry.resolve(cfg.sar, None) if cfg.sar.norm == "minmax" else scan.radiometry_without_statistics(cfg)
     made = {
         name: GeneratedPairs(name, getattr(g, name), cfg.resolution, g.seed, g.looks, cfg.sar.bands, cfg.sar.scale)
         for name in SPLITS
@@ -204,7 +207,7 @@ def _open_generated(cfg: DataConfig) -> PairedData:
     images = []
     for i in range(min(START_GENERATED, g.train)):
         sar, opt = made["train"].pixels(i)
-        images.append((bare.scaled(sar), np.ones(sar.shape[1:], bool), 0.0, opt))
+        images.append((scan.decoding(cfg).scaled(sar), np.ones(sar.shape[1:], bool), 0.0, opt))
     parts = [statistics.sums(images, len(cfg.sar.bands), cfg.sar.scale)]
     facts = statistics.combine(parts, cfg.sar.bands, cfg.sar.scale) | {"of": g.train}
     radiometry = SarRadiometry.resolve(cfg.sar, facts)
@@ -231,6 +234,12 @@ def table_lines(cfg: DataConfig, made: manifest.Manifest) -> list[str]:
         types = "; ".join(f"{side} {'/'.join(sorted(found))}" for side, found in _types(rows).items())
         lines.append(f"size {shown} px; {types}")
     return lines
+
+
+def warning_lines(warnings: list[str]) -> list[str]:
+    """The first of them, and their number."""
+    more = [f"warning: {len(warnings) - SHOWN} more"] if len(warnings) > SHOWN else []
+    return [f"warning: {text}" for text in warnings[:SHOWN]] + more
 
 
 def _types(rows: list[Row]) -> dict[str, set[str]]:

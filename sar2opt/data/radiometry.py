@@ -44,7 +44,7 @@ class SarRadiometry(SarConfig):
         if facts is None and cfg.norm in ("meanstd", "percentile"):
             raise UserError(f"data.sar.norm: {cfg.norm} needs the statistics of a training split")
         own: dict[str, Any] = {}
-        if facts and cfg.scale != "uint8":
+        if facts:
             own = {"median": tuple(f["percentiles"]["50"] for f in facts)}
         if facts and cfg.norm == "meanstd":
             own |= {"mean": tuple(f["mean"] for f in facts), "std": tuple(f["std"] for f in facts)}
@@ -77,14 +77,18 @@ class SarRadiometry(SarConfig):
         return self.normalise(pixels, valid), valid
 
     def load(self, path: str | Path, max_pixels: int = MAX_PIXELS) -> tuple[np.ndarray, np.ndarray]:
-        """One file in its stored values: the declared bands [b,H,W], valid [H,W]; not one valid pixel is an error."""
-        raster = read_raster(path, max_pixels)
-        pixels = self._select(path, raster)
-        require_dtype(path, pixels, self.scale, "data.sar")
-        valid = raster.valid & self._declared(pixels)
+        """``decode``, with at least one valid pixel."""
+        pixels, valid = self.decode(path, max_pixels)
         if not valid.any():
             raise UserError(f"{path}: no valid SAR pixel among {valid.size}: all are nodata, transparent or not finite")
         return pixels, valid
+
+    def decode(self, path: str | Path, max_pixels: int = MAX_PIXELS) -> tuple[np.ndarray, np.ndarray]:
+        """One file in its stored values: the declared bands [b,H,W], and which pixels are valid [H,W]."""
+        raster = read_raster(path, max_pixels)
+        pixels = self._select(path, raster)
+        require_dtype(path, pixels, self.scale, "data.sar")
+        return pixels, raster.valid & self._declared(pixels)
 
     def scaled(self, pixels: np.ndarray) -> np.ndarray:
         """Stored values -> float32 dB for db, linear and amplitude; else the stored units."""
@@ -111,9 +115,6 @@ class SarRadiometry(SarConfig):
             raise UserError(
                 f"SAR pixels {list(pixels.shape)}: expected [{len(self.bands)},H,W], bands {list(self.bands)}"
             )
-        if self.scale == "uint8" and self.nodata is None and (valid is None or valid.all()):
-            require_dtype("SAR pixels", pixels, self.scale, "data.sar")
-            return torch.from_numpy(pixels.astype(np.float32) / np.float32(127.5) - 1)
         require_dtype("SAR pixels", pixels, self.scale, "data.sar")
         valid = self._declared(pixels) if valid is None else valid
         x = self.scaled(pixels)
@@ -156,13 +157,15 @@ class SarRadiometry(SarConfig):
             return np.stack([np.median(band[valid]) for band in x])[:, None, None]
         if self.median is not None:
             return np.array(self.median, np.float32)[:, None, None]
-        middle = 127.5 if self.scale == "uint8" else np.mean(self.clip, axis=1) if self.clip else 0.0
-        return np.broadcast_to(np.asarray(middle, np.float32), len(x))[:, None, None]
+        middle = np.array([(low + high) / 2 for low, high in self.clip or [(0, 255)]], np.float32)
+        return np.broadcast_to(middle, len(x))[:, None, None]
 
     def _declared(self, pixels: np.ndarray) -> np.ndarray:
         """Finite in all bands, and not nodata in all bands."""
         valid = np.ones(pixels.shape[1:], bool) if pixels.dtype.kind != "f" else np.isfinite(pixels).all(0)
-        return valid if self.nodata is None else valid & (pixels != self.nodata).any(0)
+        if self.nodata is not None:
+            valid = valid & np.not_equal(pixels, self.nodata).any(0)
+        return np.asarray(valid)
 
     def _select(self, path: str | Path, raster: Raster) -> np.ndarray:
         """The declared bands, by name where the file names them, else by their number."""
@@ -239,8 +242,8 @@ def require_dtype(where: str | Path, pixels: np.ndarray, scale: str, key: str) -
     finite = pixels[np.isfinite(pixels)] if pixels.dtype.kind == "f" else pixels
     low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
     raise UserError(
-        f"{where}: {key}.scale: {scale} expects {DTYPES[scale]}, found {pixels.dtype.name} with values {low:g}..{high:g}; "
-        f"set {key}: {{{_fitting_scale(pixels.dtype, low, high, key)}}} if that is what they are"
+        f"{where}: {key}.scale: {scale} expects {DTYPES[scale]}, found {pixels.dtype.name} with values "
+        f"{low:g}..{high:g}; set {key}: {{{_fitting_scale(pixels.dtype, low, high, key)}}} if that is what they are"
     )
 
 

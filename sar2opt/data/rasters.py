@@ -23,7 +23,7 @@ MAGIC = {
     b"\x89PNG\r\n\x1a\n": PNG, b"\xff\xd8\xff": JPEG, b"\x93NUMPY": NPY,
     b"II*\0": TIFF, b"MM\0*": TIFF, b"II+\0": TIFF, b"MM\0+": TIFF,
 }  # fmt: skip
-# Pillow's modes of 8-bit files -> the mode to convert to; the others are read without conversion
+# Pillow's modes of 8-bit files -> the mode that is read
 MODES = {"1": "L", "L": "L", "LA": "LA", "RGB": "RGB", "RGBA": "RGBA", "P": "RGB", "PA": "RGBA"}
 DECODER_ERRORS = (OSError, ValueError, SyntaxError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
 
@@ -53,7 +53,12 @@ def read_raster(path: str | Path, max_pixels: int = MAX_PIXELS) -> Raster:
     path = safe_file(path)
     kind = sniff(path)
     try:
-        raster = {PNG: _read_png, JPEG: _read_pillow, TIFF: _read_tiff, NPY: _read_npy}[kind](path, max_pixels)
+        if kind == NPY:
+            raster = _read_npy(path, max_pixels)
+        elif kind == TIFF or (kind == PNG and _is_deep(path)):
+            raster = _read_gdal(path, kind, max_pixels)
+        else:
+            raster = _read_pillow(path, max_pixels)
     except DECODER_ERRORS as error:
         raise _undecodable(path, kind, error) from None
     if raster.pixels.dtype.kind == "f":
@@ -68,7 +73,7 @@ def read_header(path: str | Path, max_pixels: int = MAX_PIXELS) -> Header:
     try:
         if kind == NPY:
             return _npy_header(path, max_pixels)[0]
-        if kind == TIFF or (kind == PNG and _is_deep_colour(path)):
+        if kind == TIFF or (kind == PNG and _is_deep(path)):
             with _rasterio_open(path, kind) as source:
                 return _gdal_header(path, source, max_pixels)
         with Image.open(path, formats=[kind]) as image:
@@ -113,23 +118,18 @@ def _undecodable(path: Path, kind: str, error: BaseException) -> UserError:
 def _require_budget(path: Path, height: int, width: int, max_pixels: int) -> None:
     if height * width > max_pixels:
         raise UserError(
-            f"{path}: {width} x {height} = {height * width} pixels; the limit data.max_pixels is {max_pixels}: raise it "
-            "if the file is what you expect, or cut it into tiles"
+            f"{path}: {width} x {height} = {height * width} pixels; the limit data.max_pixels is {max_pixels}: "
+            "raise it if the file is what you expect, or cut it into tiles"
         )
 
 
-# Pillow: 8 bit, and 16-bit grey ---------------------------------------------------------------------------------------
+# Pillow: PNG and JPEG of 8 bit ----------------------------------------------------------------------------------------
 
 
-def _is_deep_colour(path: Path) -> bool:
-    """16-bit PNG with colour or alpha: Pillow would silently drop the low byte."""
+def _is_deep(path: Path) -> bool:
+    """PNG of 16 bit: where it has colour or alpha, Pillow would silently drop the low byte."""
     with open(path, "rb") as file:
-        start = file.read(26)
-    return len(start) == 26 and start[24] == 16 and start[25] in (2, 4, 6)
-
-
-def _read_png(path: Path, max_pixels: int) -> Raster:
-    return _read_gdal(path, PNG, max_pixels) if _is_deep_colour(path) else _read_pillow(path, max_pixels)
+        return file.read(25)[24:] == b"\x10"
 
 
 def _read_pillow(path: Path, max_pixels: int) -> Raster:
@@ -138,14 +138,11 @@ def _read_pillow(path: Path, max_pixels: int) -> Raster:
         lossy = image.format == JPEG
         if header.orientation != 1:
             image = ImageOps.exif_transpose(image)
-        if image.mode in MODES:
-            mode = MODES[image.mode]
-            if "transparency" in image.info:  # a colour, or palette entries, that mean "nothing here"
-                mode = {"L": "LA", "RGB": "RGBA"}.get(mode, mode)
-            if mode != image.mode:
-                image = image.convert(mode)
-        pixels = np.asarray(image)
-        alpha = image.mode in ("LA", "RGBA")
+        mode = MODES[image.mode]
+        if "transparency" in image.info:  # a colour, or palette entries, that mean "nothing here"
+            mode = {"L": "LA", "RGB": "RGBA"}.get(mode, mode)
+        pixels = np.asarray(image if mode == image.mode else image.convert(mode))
+        alpha = mode in ("LA", "RGBA")
     if pixels.ndim == 2:
         return Raster(pixels[None], np.ones(pixels.shape, bool), lossy=lossy)
     pixels = np.moveaxis(pixels, 2, 0)
@@ -157,26 +154,26 @@ def _read_pillow(path: Path, max_pixels: int) -> Raster:
 def _pillow_header(path: Path, image: Image.Image, max_pixels: int) -> Header:
     width, height = image.size
     _require_budget(path, height, width, max_pixels)
-    if image.mode not in MODES and not image.mode.startswith("I;16"):
+    if image.mode not in MODES:
         raise UserError(f"{path}: pictures of mode {image.mode} are not read; expected grey or RGB")
     orientation = image.getexif().get(ORIENTATION, 1) if image.format == JPEG else 1
     if orientation not in range(1, 9):  # some cameras write 0
         orientation = 1
     if orientation >= 5:
         width, height = height, width
-    bands = {"L": 1, "LA": 1}.get(MODES.get(image.mode, "L"), 3)
-    dtype = "uint8" if image.mode in MODES else "uint16"
-    return Header(height, width, bands, dtype, orientation=orientation)
+    bands = 1 if MODES[image.mode] in ("L", "LA") else 3
+    return Header(height, width, bands, "uint8", orientation=orientation)
 
 
-# GDAL: TIFF, and 16-bit PNG with colour or alpha -----------------------------------------------------------------------
+# GDAL: TIFF, and PNG of 16 bit ----------------------------------------------------------------------------------------
 
 
 def _rasterio_open(path: Path, kind: str):  # no type: rasterio is imported only where it is needed
     import rasterio
+    from rasterio.errors import NotGeoreferencedWarning
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
         # resolved: an absolute path of a real file is never a GDAL connection string; the driver keeps VRT out
         return rasterio.open(str(path.resolve()), driver={TIFF: "GTiff", PNG: "PNG"}[kind])
 
@@ -196,10 +193,6 @@ def _gdal_header(path: Path, source, max_pixels: int) -> Header:
         raise UserError(f"{path}: bands of types {', '.join(source.dtypes)}; expected one real type")
     descriptions = tuple(source.descriptions[i - 1] for i in chosen)
     return Header(source.height, source.width, len(chosen), dtype, descriptions if any(descriptions) else ())
-
-
-def _read_tiff(path: Path, max_pixels: int) -> Raster:
-    return _read_gdal(path, TIFF, max_pixels)
 
 
 def _read_gdal(path: Path, kind: str, max_pixels: int) -> Raster:

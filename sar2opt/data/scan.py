@@ -2,9 +2,9 @@
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
@@ -15,11 +15,17 @@ from .config import DataConfig
 from .layouts import LAYOUTS, SHOWN, Pair, find_pairs, require_root
 from .manifest import Manifest, Row
 from .radiometry import SarRadiometry, dtype_fits, read_opt
-from .rasters import Header, read_header, read_raster, safe_file
+from .rasters import Header, read_header, safe_file
 
-A, B = TypeVar("A"), TypeVar("B")
-Mapper = Callable[[Callable[[A], B], Iterable[A]], Iterator[B]]  # map, or that of a pool of processes
+A = TypeVar("A")
+B = TypeVar("B")
 SAMPLED = 16  # files of a manifest whose bytes are compared at every start
+
+
+class Mapper(Protocol):
+    """``map``, or that of a pool of processes."""
+
+    def __call__(self, work: Callable[[A], B], items: Iterable[A], /) -> Iterable[B]: ...
 
 
 class Look(NamedTuple):
@@ -94,7 +100,8 @@ def look(cfg: DataConfig, hashing: bool, pair: Pair) -> Look:
     assert cfg.root is not None
     sar, opt = (cfg.root / path for path in (pair.sar, pair.opt))
     try:
-        require_file_inside(cfg, sar), require_file_inside(cfg, opt)
+        require_file_inside(cfg, sar)
+        require_file_inside(cfg, opt)
         row = Row(pair.id, "", pair.sar, pair.opt, pair.scene, sar_bands=";".join(cfg.sar.bands), note=pair.note)
         if cfg.verify != "off":
             row = _headers(cfg, row, sar, opt)
@@ -112,19 +119,26 @@ def require_file_inside(cfg: DataConfig, path: Path) -> None:
     """A link may not lead out of the root, and a name must be a plain file."""
     assert cfg.root is not None
     safe_file(path)
-    if not cfg.allow_outside_root and not path.resolve().is_relative_to(cfg.root.resolve()):
+    if not cfg.allow_outside_root and not path.resolve().is_relative_to(resolved(cfg.root)):
         raise UserError(f"{path}: lies outside the root {cfg.root}; set data.allow_outside_root: true if this is meant")
+
+
+@lru_cache(maxsize=4)
+def resolved(root: Path) -> Path:
+    return root.resolve()
 
 
 def _headers(cfg: DataConfig, row: Row, sar: Path, opt: Path) -> Row:
     left, right = read_header(sar, cfg.max_pixels), read_header(opt, cfg.max_pixels)
     require_equal_size(sar, opt, left[:2], right[:2])
     if not _bands_may_fit(cfg, left) or not dtype_fits(left.dtype, cfg.sar.scale):
-        SarRadiometry.resolve(cfg.sar.model_copy(update={"norm": "percentile_image"}), None).load(sar, cfg.max_pixels)
+        decoding(cfg).decode(sar, cfg.max_pixels)
     if right.bands not in (1, 3) or not dtype_fits(right.dtype, cfg.opt.scale):
         read_opt(opt, cfg.opt, cfg.max_pixels)
     size = {"height": left.height, "width": left.width, "sar_dtype": left.dtype, "opt_dtype": right.dtype}
-    turned = [f"{name} EXIF orientation {h.orientation}" for name, h in (("sar", left), ("opt", right)) if h.orientation > 1]
+    turned = [
+        f"{name} EXIF orientation {h.orientation}" for name, h in (("sar", left), ("opt", right)) if h.orientation > 1
+    ]
     return row._replace(**size, note="; ".join(filter(None, [row.note, *turned])))
 
 
@@ -134,29 +148,25 @@ def _bands_may_fit(cfg: DataConfig, header: Header) -> bool:
 
 
 def _pixels(cfg: DataConfig, row: Row, sar: Path, opt: Path) -> tuple[Row, tuple[str, ...]]:
-    raster = read_raster(sar, cfg.max_pixels)
-    read_opt(opt, cfg.opt, cfg.max_pixels)
+    pixels, valid = decoding(cfg).decode(sar, cfg.max_pixels)
     remarks = []
-    if raster.pixels.dtype.kind == "f" and not (finite := np.isfinite(raster.pixels)).all():
+    if pixels.dtype.kind == "f" and not (finite := np.isfinite(pixels)).all():
         first = tuple(int(k) for k in np.argwhere(~finite)[0])
         remarks.append(f"{sar}: {int((~finite).sum())} values are not finite, the first at band, row, column {first}")
-    for path, pixels in ((sar, raster.pixels),):
-        if pixels.min() == pixels.max():
-            remarks.append(f"{path}: constant, {pixels.flat[0]}")
-    try:
-        _, valid = radiometry_without_statistics(cfg).load(sar, cfg.max_pixels)
-    except UserError as error:
-        if "no valid SAR pixel" not in str(error):
-            raise
-        note = "; ".join(filter(None, [row.note, "no valid SAR pixel"]))
-        return row._replace(split="unused", valid="0.0000", note=note), (*remarks, f"{error}; the pair is not used")
-    return row._replace(valid=f"{valid.mean():.4f}"), tuple(remarks)
+    for path, picture in ((sar, pixels), (opt, read_opt(opt, cfg.opt, cfg.max_pixels))):
+        if picture.min() == picture.max():
+            remarks.append(f"{path}: constant, {picture.flat[0]}")
+    row = row._replace(valid=f"{valid.mean():.4f}")
+    if not valid.any():
+        remarks.append(f"{sar}: no valid SAR pixel; the pair is unused")
+        row = row._replace(split="unused", note="; ".join(filter(None, [row.note, "no valid SAR pixel"])))
+    return row, tuple(remarks)
 
 
-def radiometry_without_statistics(cfg: DataConfig) -> SarRadiometry:
-    """Enough to load files and to scale them."""
-    return SarRadiometry.from_dict(cfg.sar.model_dump(mode="json", include={"bands", "scale", "floor", "nodata"})
-                                   | ({} if cfg.sar.scale == "uint8" else {"norm": "percentile_image"}))
+def decoding(cfg: DataConfig) -> SarRadiometry:
+    """What decodes and scales before the statistics are known; it does not normalise."""
+    kept = cfg.sar.model_dump(mode="json", include={"bands", "scale", "floor", "nodata"})
+    return SarRadiometry.from_dict(kept if cfg.sar.scale == "uint8" else kept | {"norm": "percentile_image"})
 
 
 def require_equal_size(sar: Path, opt: Path, left: tuple[int, ...], right: tuple[int, ...]) -> None:
@@ -179,7 +189,7 @@ def chunk_sums(cfg: DataConfig, rows: list[Row]) -> statistics.Sums:
 
 def _images(cfg: DataConfig, rows: list[Row]) -> Iterator[tuple[np.ndarray, np.ndarray, float, np.ndarray]]:
     assert cfg.root is not None
-    radiometry = radiometry_without_statistics(cfg)
+    radiometry = decoding(cfg)
     for row in rows:
         pixels, valid = radiometry.load(cfg.root / row.sar, cfg.max_pixels)
         nan = float(np.isnan(pixels).any(0).mean()) if pixels.dtype.kind == "f" else 0.0
@@ -200,8 +210,8 @@ def require_current(cfg: DataConfig, manifest: Manifest) -> None:
         raise UserError(f"{here}: its split is {facts['split']['policy']}, data.split is {cfg.split}; set it to null")
     if facts["sar"] != sar_facts(cfg):
         raise UserError(
-            f"{here}: its statistics are of other SAR settings; expected {facts['sar']}, data.sar says {sar_facts(cfg)}; "
-            "change data.sar, or prepare again"
+            f"{here}: its statistics are of other SAR settings; expected {facts['sar']}, data.sar says "
+            f"{sar_facts(cfg)}; change data.sar, or prepare again"
         )
     rows = [row for row in manifest.rows if row.split != "unused" and row.sar_sha256]
     count = {"off": 0, "header": min(SAMPLED, len(rows)), "full": len(rows)}[cfg.verify]
@@ -210,6 +220,6 @@ def require_current(cfg: DataConfig, manifest: Manifest) -> None:
             require_file_inside(cfg, cfg.root / path)
             if (found := file_hash(cfg.root / path)) != known:
                 raise UserError(
-                    f"{cfg.root / path}: changed since the manifest {here} was written: SHA-256 was {known[:16]}..., now "
-                    f"{found[:16]}...; prepare again"
+                    f"{cfg.root / path}: changed since the manifest {here} was written: SHA-256 was {known[:16]}..., "
+                    f"now {found[:16]}...; prepare again"
                 )

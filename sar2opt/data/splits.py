@@ -52,8 +52,8 @@ def assign(cfg: DataConfig, pairs: list[Pair], chosen: str) -> list[str]:
         scenes = len({pair.scene for pair in pairs})
         raise UserError(
             f"data.split: {chosen} leaves no pair for training: {len(pairs)} pairs in {scenes} scenes, val_fraction "
-            f"{cfg.val_fraction:g}, test_fraction {cfg.test_fraction:g}; scenes stay whole. Lower the fractions, or set "
-            "one of them to 0"
+            f"{cfg.val_fraction:g}, test_fraction {cfg.test_fraction:g}; scenes stay whole. Lower the fractions, or "
+            "set one of them to 0"
         )
     return split
 

@@ -17,8 +17,8 @@ CHUNK = 32  # images per histogram that travels between processes
 
 
 class Sums(NamedTuple):
-    """Of one chunk of images: histogram int64 [b,bins]; per image and band a row (count, sum, sum of squares, low, high);
-    per image the shares (nodata, NaN) and the mean optical colour."""
+    """Of one chunk of images: histogram int64 [b,bins]; per image and band a row (count, sum, sum of squares, low,
+    high); per image the shares (nodata, NaN) and the mean optical colour."""
 
     histogram: np.ndarray
     moments: list[list[tuple[float, ...]]]
