@@ -32,6 +32,8 @@ def launch(kind: type[Any], build: Callable[[Any, Run], Method], argv: list[str]
     data = open_data(cfg.data)
     run = Run(cfg, data)
     method = build(cfg, run)
+    if run.main:
+        print(data.summary(), flush=True)
     if args.check:
         _check(run)
     else:
@@ -44,7 +46,6 @@ def _check(run: Run) -> None:
     batch = run.first_batch(Stream(run.data.train, cfg.run.seed))
     if not run.main:
         return
-    print(run.data.summary())
     print(f"one batch: sar {list(batch.sar.shape)}, opt {list(batch.opt.shape)}")
     for net, (name, _) in run.trained.items():
         print(f"{name}: {sum(p.numel() for p in net.parameters()):,} parameters")

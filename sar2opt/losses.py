@@ -1,4 +1,4 @@
-"""Loss atoms. Every function maps tensors to one value per sample, [B], and knows nothing of training."""
+"""Loss atoms. Tensors in, one value per sample [B] or a scalar out; they know nothing of training."""
 
 import math
 from functools import lru_cache
@@ -11,6 +11,16 @@ from torch import Tensor
 def mse(x: Tensor, y: Tensor) -> Tensor:
     """mean_{chw} (x - y)^2: [B,C,H,W] twice -> [B]."""
     return ((x - y) ** 2).flatten(1).mean(1)
+
+
+def non_saturating_generator(fake: Tensor) -> Tensor:
+    """mean softplus(-D(fake)) on logits: the generator's part (Goodfellow et al. 2014, section 3); log 2 at 0."""
+    return F.softplus(-fake).mean()
+
+
+def non_saturating_critic(real: Tensor, fake: Tensor) -> Tensor:
+    """mean softplus(-D(real)) + mean softplus(D(fake)) on logits: the critic's part; 2 log 2 for a blind critic."""
+    return F.softplus(-real).mean() + F.softplus(fake).mean()
 
 
 def colour(x0_hat: Tensor, x0: Tensor, size: int, sigma: float) -> Tensor:

@@ -1,5 +1,7 @@
 """Loss atoms: known values, and the mistakes that a colour loss invites."""
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -59,3 +61,20 @@ def test_colour_works_per_sample_in_float32():
     x, y = noise(4, 3, 24, 30).float(), noise(4, 3, 24, 30, seed=1).float()
     alone = torch.cat([losses.colour(x[i : i + 1], y[i : i + 1], 21, 3.0) for i in range(4)])
     torch.testing.assert_close(losses.colour(x, y, 21, 3.0), alone, rtol=1e-5, atol=0)
+
+
+def test_a_blind_critic_loses_two_log_two_and_its_generator_log_two():
+    zero = torch.zeros(3, 1, 4, 5)
+    assert losses.non_saturating_critic(zero, zero).item() == pytest.approx(2 * math.log(2))
+    assert losses.non_saturating_generator(zero).item() == pytest.approx(math.log(2))
+
+
+def test_adversarial_losses_are_binary_cross_entropies_and_do_not_saturate():
+    real, fake = torch.tensor([-3.0, 0.5, 90.0]), torch.tensor([-80.0, 1.5, 2.0])
+    bce = torch.nn.functional.binary_cross_entropy_with_logits
+    expected = bce(real, torch.ones(3)) + bce(fake, torch.zeros(3))
+    torch.testing.assert_close(losses.non_saturating_critic(real, fake), expected)
+    torch.testing.assert_close(losses.non_saturating_generator(fake), bce(fake, torch.ones(3)))
+    lost = torch.tensor([-80.0], requires_grad=True)
+    losses.non_saturating_generator(lost).backward()
+    assert lost.grad.item() == pytest.approx(-1)  # the generator learns most where the critic is sure

@@ -16,7 +16,8 @@ from .launch import ROOT
 
 CASES = {
     "train": (train, "Diffusion", "train/smoke"),
-    "baseline": (baseline, "Regression", "baseline/smoke"),
+    "regression": (baseline, "build", "baseline/smoke"),
+    "pix2pix": (baseline, "build", "baseline/smoke", "baseline.kind=pix2pix"),
 }
 
 
@@ -26,7 +27,7 @@ class StubRun:
     device = torch.device("cpu")
 
     def __init__(self):
-        self.nets, self.updates, self.losses = {}, [], []
+        self.nets, self.updates, self.losses, self.grads = {}, [], [], {}
 
     def trainable(self, name, net):
         self.nets[name] = net.train()
@@ -45,13 +46,16 @@ class StubRun:
         loss.backward()
         self.losses.append(loss.item())
         self.updates.append({name for name, n in self.nets.items() if any(p.grad is not None for p in n.parameters())})
+        self.grads[next(name for name, n in self.nets.items() if n is net)] = [p.grad for p in net.parameters()]
+        for n in self.nets.values():
+            n.zero_grad()
 
 
 def build(case, *overrides):
     """The method of a smoke config, on a stub run."""
-    module, name, path = CASES[case]
+    module, name, path, *settings = CASES[case]
     torch.manual_seed(0)
-    cfg = config.load(module.Config, ROOT / "configs" / f"{path}.yaml", ["model.dropout=0.0", *overrides])
+    cfg = config.load(module.Config, ROOT / "configs" / f"{path}.yaml", ["model.dropout=0.0", *settings, *overrides])
     return getattr(module, name)(cfg, StubRun())
 
 
@@ -75,8 +79,8 @@ def test_every_loss_reaches_its_own_net_and_no_other(method):
 
 def test_every_trained_parameter_receives_a_gradient(method):
     method.step(batch())
-    for net in method.run.nets.values():
-        assert [name for name, p in net.named_parameters() if p.grad is None] == []
+    assert method.run.grads.keys() == method.run.nets.keys()
+    assert all(grad is not None for grads in method.run.grads.values() for grad in grads)
 
 
 def test_the_average_follows_the_trained_net_only_after_a_step(method):
@@ -105,17 +109,24 @@ def test_a_translation_is_a_function_of_sar_and_draws(method):
 
 
 def test_regression_does_not_see_the_target_or_noise():
-    method = build("baseline")
+    method = build("regression")
     sar = batch().sar
     a, b = (method.pipeline.translate(sar, Draws(seed, [0, 1, 2], "cpu"), steps=1) for seed in (0, 1))
     assert torch.equal(a, b)
     torch.testing.assert_close(a, method.output(method.ema, sar).clamp(-1, 1))
 
 
-@pytest.mark.parametrize("option", [
-    "ddpm.noise_offset=0.3", "ddpm.input_perturbation=0.3", "ddpm.condition_dropout=0.9",
-    "ddpm={weighting: min_snr_plus_one, snr_gamma: 1.1}", "ddpm.colour={weight: 1.0, size: 5, sigma: 1.0}", "noise.prediction=sample",
-])  # fmt: skip
+OPTIONS = [
+    "ddpm.noise_offset=0.3",
+    "ddpm.input_perturbation=0.3",
+    "ddpm.condition_dropout=0.9",
+    "ddpm={weighting: min_snr_plus_one, snr_gamma: 1.1}",
+    "ddpm.colour={weight: 1.0, size: 5, sigma: 1.0}",
+    "noise.prediction=sample",
+]
+
+
+@pytest.mark.parametrize("option", OPTIONS)
 def test_every_option_changes_the_loss(option):
     plain, changed = build("train"), build("train", option)
     plain.step(batch())

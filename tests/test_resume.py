@@ -49,6 +49,24 @@ def test_every_option_of_the_loss_resumes_bitwise(tmp_path):
     assert fingerprint(tmp_path / "broken") == fingerprint(tmp_path / "straight")
 
 
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_two_optimisers_resume_bitwise(tmp_path, world):
+    settings = {"data__batch_size": 2 * world, "baseline__kind": "pix2pix"}
+    run("scripts.baseline", tmp_path / "straight", world, **settings)
+    assert run("scripts.baseline", tmp_path / "broken", world, Die("step", 3), **settings) == [KILLED] * world
+    run("scripts.baseline", tmp_path / "broken", world, **settings)
+    assert fingerprint(tmp_path / "broken") == fingerprint(tmp_path / "straight")
+    assert {"grad_norm/unet", "grad_norm/critic"} <= rows(tmp_path / "straight")[0].keys()
+
+
+def test_two_optimisers_agree_on_one_and_two_processes(tmp_path):
+    settings = {"baseline__kind": "pix2pix", "model__dropout": 0.0}
+    for world in (1, 2):
+        run("scripts.baseline", tmp_path / f"world{world}", world, **settings)
+    for a, b in zip(*(rows(tmp_path / f"world{world}") for world in (1, 2)), strict=True):
+        assert a == pytest.approx(b, rel=1e-4)
+
+
 def test_killed_inside_every_write(tmp_path):
     run("train", tmp_path / "straight")
     for nth in range(1, 100):
