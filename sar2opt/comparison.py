@@ -115,13 +115,15 @@ def _verdict(low: float, high: float, better: str | None) -> str:
 def _sets(results: dict[str, Row], scores: dict[str, Scores]) -> Html:
     """Metrics of whole sets: comparable between equal sets only, and without an interval."""
     columns = {key for score in scores.values() for row in score.values() for key in row}
-    keys = [k for k in dict.fromkeys(k for r in results.values() for k in r["metrics"]) if k not in columns]
-    values = [[r["metrics"].get(key, {}).get("value") for r in results.values()] for key in keys]
-    rows = [[tag("b", report.caption(key)), *map(report.number, line)] for key, line in zip(keys, values, strict=True)]
-    words = (
-        "Metrics of whole sets have no interval." if _equal(scores) else "Metrics of unequal sets cannot be compared."
-    )
-    return join([page.table(["per set", *results], rows), tag("p", words, class_="dim")]) if rows else Html()
+    equal, rows = _equal(scores), []
+    for key in dict.fromkeys(k for r in results.values() for k in r["metrics"] if k not in columns):
+        first, *others = values = [r["metrics"].get(key, {}).get("value") for r in results.values()]
+        plain = equal and isinstance(first, float)
+        differences = [f"{v - first:+.4g}" if plain and isinstance(v, float) else "" for v in others]
+        rows.append([tag("b", report.caption(key)), *map(report.number, values), *differences])
+    words = "Metrics of whole sets have no interval." if equal else "Metrics of unequal sets cannot be compared."
+    head = ["per set", *results, *[f"difference of {name}" for name in [*results][1:]]]
+    return join([page.table(head, rows), tag("p", words, class_="dim")]) if rows else Html()
 
 
 def _equal(scores: dict[str, Scores]) -> bool:

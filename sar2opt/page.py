@@ -54,7 +54,8 @@ svg .area { fill: var(--c); fill-opacity: .22; stroke-width: 1.2 }
   height: 100%; margin: 0; opacity: 0; cursor: ew-resize } .stack:focus-within { outline: 3px solid var(--c0) }
 .controls { display: flex; flex-wrap: wrap; gap: 10px; align-items: center; margin: 6px 0 }
 .scrubber input { flex: 1 1 300px; max-width: 700px } [hidden] { display: none !important }
-@media screen and (max-width: 900px) { .row { grid-template-columns: 1fr } }
+@media screen and (max-width: 900px) { .row { grid-template-columns: 1fr }
+  .row > div > .dim { display: inline-block; margin-right: 1em } }
 @media print { body { max-width: none; padding: 0 } nav, button, .controls, .viewer, .chart label { display: none }
   .grid { grid-template-columns: 1fr 1fr } h2 { break-after: avoid } .wide { overflow: visible }
   .row { grid-template-columns: 120px 1fr } }

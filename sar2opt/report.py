@@ -23,6 +23,7 @@ SHOWN = 20  # rows of pictures from each of the worst, the middle and the best
 ERROR_TOP = 128  # grey values at the bright end of the error maps
 HEAT = ((0, 0, 4), (87, 16, 110), (188, 55, 84), (249, 142, 9), (252, 255, 164))  # dark to bright
 RGB = dict(zip("rgb", (COLOURS[5], COLOURS[2], COLOURS[0]), strict=True))
+PUBLISHED = Path(__file__).with_name("published.json")
 SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".npy"}
 QUALITY = ("psnr", "ssim", "lpips_alex", "lpips_vgg", "fid", "kid", "swd", "spectrum")
 LABELS = {
@@ -127,9 +128,11 @@ def _training(rows: list[Row]) -> list[Html]:
         for c in charts.curve(name, *xy(rows, key), hue)
     ]
     losses = [_one(rows, key) for key in _scalars(rows) if key != "lr"]
-    losses += [charts.chart("Learning rate", [Series("lr", *xy(rows, "lr"))], "step", "learning rate")]
-    gradient = [charts.switchable("Gradient norm, before clipping", curves, "step", "L2 norm")] if curves else []
-    return [*losses, *gradient] if rows else []
+    # a function of the step: a median would bend it
+    rate = charts.curve("lr", *xy(rows, "lr"))[0]._replace(mark="line")
+    losses += [charts.chart("learning rate", [rate], "step", "learning rate")] if rate.x else []
+    gradient = [charts.switchable("gradient norm, before clipping", curves, "step", "L2 norm")] if curves else []
+    return [*losses, *gradient]
 
 
 def _levels(rows: list[Row], where: str) -> list[Html]:
@@ -202,7 +205,12 @@ def _spread(items: list, count: int) -> list:
 
 
 def evaluation_page(
-    out: Path, pred: Path, target: Path, sar: Path | None, curves: Row, evaluations: dict[str, Path] | None = None
+    out: Path,
+    pred: Path,
+    target: Path | None,
+    sar: Path | None,
+    curves: Row,
+    evaluations: dict[str, Path] | None = None,
 ) -> None:
     """Write ``out/report.html`` from ``out/metrics.json``, ``out/per_image.csv`` and the pictures.
 
@@ -210,11 +218,13 @@ def evaluation_page(
     folders of other evaluations of the same images by label, such as one per number of sampler steps.
     """
     results, per_image = read_evaluation(out)
-    inputs, metrics = results.get("inputs", {}), results["metrics"]
+    inputs, metrics = results["inputs"], results["metrics"]
     shown = _worst_median_best([*per_image])
     folders = {name: find(folder) for name, folder in (("SAR", sar), ("output", pred), ("target", target)) if folder}
     sections = {
-        "Warnings": page.notes(f"{key}: {w}" for key, m in metrics.items() for w in m.get("warnings", [])),
+        "Warnings": page.notes(
+            [*inputs.get("notes", []), *(f"{key}: {w}" for key, m in metrics.items() for w in m.get("warnings", []))]
+        ),
         "Summary": _summary(metrics, results.get("skipped", {})),
         "Where this stands": _standing(results),
         "Steps, quality and time": tradeoff(evaluations or {}),
@@ -241,9 +251,9 @@ def read_evaluation(folder: Path) -> tuple[Row, dict[str, dict[str, float]]]:
 
 
 def number(value: Any) -> str:
-    """Four significant digits; lists and intervals element by element."""
+    """Four significant digits; lists element by element, lists in lists in brackets."""
     if isinstance(value, list | tuple):
-        return ", ".join(number(v) for v in value)
+        return ", ".join(f"[{number(v)}]" if isinstance(v, list | tuple) else number(v) for v in value)
     return "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
@@ -278,7 +288,7 @@ def tradeoff(evaluations: dict[str, Path]) -> Html:
 
 def _path(name: str, points: list[Point], axis: str, key: str, hue: str) -> Series:
     rows = [(getattr(p, axis), p.metrics[key]["value"], p) for p in points if key in p.metrics]
-    kept = sorted([row for row in rows if row[0] > 0], key=lambda row: row[0])
+    kept = sorted([row for row in rows if row[0] > 0 and row[1] is not None], key=lambda row: row[0])
     bars = [p.metrics[key].get("ci95") or (value, value) for _, value, p in kept]
     return Series(
         name, [x for x, _, _ in kept], [v for _, v, _ in kept], hue, "dots", bars, [p.label for *_, p in kept]
@@ -291,27 +301,27 @@ def caption(key: str) -> str:
 
 def _summary(metrics: Row, skipped: Row) -> Html:
     head = ["metric", "value", "95 % interval", "n", "better", "recipe", "computed with", "weights"]
-    rows = [
-        [
-            tag("b", key), f"{number(m['value'])} {m.get('unit') or ''}", number(m.get("ci95")), m.get("n"),
-            m.get("better"), m.get("recipe"), m.get("library"), m.get("weights") or "none",
-        ]
-        for key, m in metrics.items()
-    ]  # fmt: skip
-    kinds = {m["ci"] for m in metrics.values() if m.get("ci")}
-    note = f"Intervals: percentile bootstrap over {' and '.join(sorted(kinds))}s." if kinds else ""
-    missing = [[key, s.get("reason"), s.get("expected"), tag("code", s.get("command"))] for key, s in skipped.items()]
-    return join([
-        page.table(head, rows), tag("p", note, class_="dim"),
-        page.table(["skipped", "why", "expected", "command that brings it"], missing),
-    ])  # fmt: skip
+    known = {"value", "ci95", "ci", "n", "unit", "better", "recipe", "library", "weights", "warnings"}
+    rows = []
+    for key, m in metrics.items():
+        more = [tag("div", f"{name}: {number(v)}", class_="dim") for name, v in m.items() if name not in known]
+        value = join([f"{number(m['value'])} {m.get('unit') or ''}", *more])
+        facts = [m.get(name) for name in ("n", "better", "recipe", "library", "weights")]
+        rows.append([tag("b", key), value, number(m.get("ci95")), *map(number, facts)])
+    kinds = sorted({m["ci"] for m in metrics.values() if m.get("ci")})
+    note = f"Intervals: percentile bootstrap, resampled by {' and '.join(kinds)}." if kinds else ""
+    absent = [
+        [k, s["reason"], number(s.get("expected")), tag("code", number(s.get("command")))] for k, s in skipped.items()
+    ]
+    lacking = page.table(["skipped", "why", "expected", "what brings it"], absent)
+    return join([page.table(head, rows), tag("p", note, class_="dim"), lacking])
 
 
 def _standing(results: Row) -> Html:
     """This output beside its baselines and the published rows of the same convention, set, split and n."""
     keys = [key for key, m in results["metrics"].items() if isinstance(m["value"], int | float)]
     own = {"this output": {key: results["metrics"][key] for key in keys}}
-    baselines = {f"baseline: {name}": values for name, values in results.get("baselines", {}).items()}
+    baselines = {f"{name}: {v.get('recipe', 'baseline')}": v for name, v in results.get("baselines", {}).items()}
     published = {f"{row['method']} ({row['source']})": row["values"] for row in published_rows(results)}
     if not baselines and not published:
         return Html()
@@ -326,11 +336,10 @@ def _standing(results: Row) -> Html:
 
 def published_rows(results: Row) -> list[Row]:
     """What the literature reports under the convention, set, split and n of this evaluation; needs inputs.set."""
-    file = Path(__file__).with_name("published.json")
-    inputs = results.get("inputs", {})
-    if not inputs.get("set") or not file.exists():
+    inputs = results["inputs"]
+    if not inputs.get("set") or not PUBLISHED.exists():
         return []
-    table = json.loads(file.read_text())
+    table = json.loads(PUBLISHED.read_text())
     rows = table["rows"] if isinstance(table, dict) else table
     same = {"convention": results.get("convention"), **{key: inputs.get(key) for key in ("set", "split", "n")}}
     return [row for row in rows if all(row.get(key) == value for key, value in same.items())]
@@ -378,7 +387,7 @@ def _worst_median_best(ids: list[str]) -> dict[str, str]:
 def _rows(shown: dict[str, str], per_image: dict[str, dict[str, float]], folders: dict[str, dict[str, Path]]) -> Html:
     rows = []
     for name, place in shown.items():
-        values = [f"{caption(k)} {number(v)}" for k, v in per_image[name].items() if k in ("ssim", "scc", *QUALITY)]
+        values = [f"{key} {number(value)}" for key, value in per_image[name].items()]
         found = {kind: pixels(files.get(name)) for kind, files in folders.items()}
         rows.append((name, [place, *values], pictures(found, "output")))
     part = f"the {SHOWN} worst, {SHOWN} around the median and {SHOWN} best of {len(per_image)}"
