@@ -8,7 +8,7 @@ import numpy as np
 
 from .page import Html, join, tag
 
-WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 460, 270, 58, 12, 10, 40  # px
+WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 460, 270, 68, 12, 10, 40  # px
 COLOURS = tuple(f"var(--c{i})" for i in range(8))
 DRAWN = 400  # points of a curve; more cannot be told apart
 

@@ -1,5 +1,6 @@
 """Several runs, or several evaluations, on one page. The first one is the reference; images are compared by id."""
 
+import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -158,19 +159,32 @@ def _runs(sources: dict[str, Path]) -> dict[str, Html]:
     logs = {name: report.read_log(folder / "log.jsonl")[0] for name, folder in sources.items()}
     checks = {name: report.read_log(folder / "metrics.jsonl")[0] for name, folder in sources.items()}
     figures = []
-    for title, rows in (("loss", logs), ("psnr", checks), ("ssim", checks)):
+    for key, words, rows, drawn in (
+        ("loss", ", running median", logs, -1),
+        ("psnr", "", checks, 0),
+        ("ssim", "", checks, 0),
+    ):
         curves = [
-            charts.curve(name, *report.xy(log, title), colour)[-1]
-            for (name, log), colour in zip(rows.items(), COLOURS * len(rows), strict=False)
+            charts.curve(name, *report.xy(log, key), hue)[drawn]._replace(mark="line")
+            for (name, log), hue in zip(rows.items(), COLOURS, strict=False)
         ]
         if any(curve.x for curve in curves):
-            figures.append(charts.switchable(report.caption(title), curves, "step", report.caption(title)))
+            figures.append(charts.switchable(report.caption(key) + words, curves, "step", report.caption(key)))
     return {
-        "Validation": _last(checks),
+        "Validation": join([_other_lists(sources), _last(checks)]),
         "Curves": charts.grid(figures),
         "Samples": _sheets(sources),
         "What differs in the settings": _differing({name: report.config_of(f) for name, f in sources.items()}),
     }
+
+
+def _other_lists(sources: dict[str, Path]) -> Html:
+    """A warning where the exported models name different lists of images."""
+    cards = [folder / "model" / "sar2opt.json" for folder in sources.values()]
+    lists = [json.loads(card.read_text()).get("lists", {}) for card in cards if card.is_file()]
+    changed = sorted({name for known in lists for name in known if known[name] != lists[0].get(name)})
+    text = f"These runs do not have the same images: their lists differ in {', '.join(changed)}."
+    return page.notes([text] if changed else [])
 
 
 def _last(checks: dict[str, list[Row]]) -> Html:

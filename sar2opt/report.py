@@ -36,7 +36,7 @@ LABELS = {
     "images_per_second": "images per second", "data_wait": "share of time waiting for data",
     "memory_gib": "GPU memory (GiB, maximum so far)", "seconds_per_step": "seconds per step",
 }  # fmt: skip
-LIGHT_AND_DARK = "Light: logged values. Dark: their running median over a tenth of the run (from 40 values on)."
+FAINT_AND_STRONG = "Faint: logged values. Strong: their running median over a tenth of the run (from 40 values on)."
 Row = dict[str, Any]
 
 
@@ -51,7 +51,7 @@ def run_page(run_folder: Path) -> None:
     sections = {
         "Notes": page.notes([*_complaints(logs), *unreadable]),
         "Validation": join([_last_and_best(validation), charts.grid(_validation(validation))]),
-        "Training": join([charts.grid(_training(rows)), tag("p", LIGHT_AND_DARK, class_="dim")]) if rows else Html(),
+        "Training": join([charts.grid(_training(rows)), tag("p", FAINT_AND_STRONG, class_="dim")]) if rows else Html(),
         "Loss by noise level": charts.grid([*_levels(rows, "training"), *_levels(validation, "validation")]),
         "Samples": page.scrubber(frames),
         "Time": charts.grid([_one(timing, key) for key in _scalars(timing)]),
@@ -93,7 +93,7 @@ def _state(folder: Path, rows: list[Row], timing: list[Row]) -> str:
     limit = config_of(folder).get("run.max_steps", "?")
     last = rows[-1] if rows else {}
     seen = f", {last['samples']} training images" if "samples" in last else ""
-    hours = f", {spent / 3600:.2f} hours in logged steps" if spent else ""
+    hours = f", {spent / 60:.1f} minutes in logged steps" if spent else ""
     return f"{marker}; last logged step {last.get('step', 0)} of {limit}{seen}{hours}. Steps are optimiser steps."
 
 
@@ -319,30 +319,28 @@ def _summary(metrics: Row, skipped: Row) -> Html:
 
 def _standing(results: Row) -> Html:
     """This output beside its baselines and the published rows of the same convention, set, split and n."""
-    keys = [key for key, m in results["metrics"].items() if isinstance(m["value"], int | float)]
-    own = {"this output": {key: results["metrics"][key] for key in keys}}
+    about, rows = published_rows(results)
+    own = {"this output": {k: m for k, m in results["metrics"].items() if isinstance(m["value"], int | float)}}
     baselines = {f"{name}: {v.get('recipe', 'baseline')}": v for name, v in results.get("baselines", {}).items()}
-    published = {f"{row['method']} ({row['source']})": row["values"] for row in published_rows(results)}
+    published = {f"{row['method']} ({row['source']})": row["values"] for row in rows}
     if not baselines and not published:
         return Html()
-    rows = [
+    # a published value of another recipe has a key, and so a column, of its own
+    keys = dict.fromkeys(key for values in (own | published).values() for key in values)
+    cells = [
         [name, *[number(v["value"] if isinstance(v := values.get(key), dict) else v) for key in keys]]
         for name, values in (own | baselines | published).items()
     ]
-    words = "Published values are those of their papers, of the same convention, set, split and number of images."
-    note = tag("p", words if published else "", class_="dim")
-    return join([page.table(["", *keys], rows, own=1), note])
+    return join([page.table(["", *keys], cells, own=1), tag("p", about, class_="dim")])
 
 
-def published_rows(results: Row) -> list[Row]:
-    """What the literature reports under the convention, set, split and n of this evaluation; needs inputs.set."""
+def published_rows(results: Row) -> tuple[str, list[Row]]:
+    """What the literature reports under the convention, set, split and n of this evaluation, and how to read it."""
     inputs = results["inputs"]
-    if not inputs.get("set") or not PUBLISHED.exists():
-        return []
-    table = json.loads(PUBLISHED.read_text())
-    rows = table["rows"] if isinstance(table, dict) else table
+    table = json.loads(PUBLISHED.read_text()) if inputs.get("set") and PUBLISHED.exists() else {"rows": []}
     same = {"convention": results.get("convention"), **{key: inputs.get(key) for key in ("set", "split", "n")}}
-    return [row for row in rows if all(row.get(key) == value for key, value in same.items())]
+    rows = [row for row in table["rows"] if all(row.get(key) == value for key, value in same.items())]
+    return str(table["about"]) if rows else "", rows
 
 
 def _histograms(per_image: dict[str, dict[str, float]]) -> list[Html]:

@@ -121,6 +121,11 @@ def test_runs_are_compared_at_the_last_step_that_all_have(tmp_path):
     rows, text = compare(tmp_path, a, b)
     assert "at step 40" in text and ["PSNR (dB)", "14", "14", "+0"] in rows
     assert ["run.max_steps", "60", "40"] in rows and not [row for row in rows if row[0] == "optim.lr"]
+    assert "not have the same images" not in text
+    for run, digest in ((a, "1"), (b, "2")):
+        (run / "model").mkdir()
+        (run / "model/sar2opt.json").write_text(json.dumps({"lists": {"train": "0", "val": digest}}))
+    assert "do not have the same images: their lists differ in val." in compare(tmp_path, a, b)[1]
     assert "b<i>, step-00000040" in text and "a, step-00000040" in text and "no values per image" in text
 
 
