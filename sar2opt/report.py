@@ -320,18 +320,20 @@ def _summary(metrics: Row, skipped: Row) -> Html:
 def _standing(results: Row) -> Html:
     """This output beside its baselines and the published rows of the same convention, set, split and n."""
     about, rows = published_rows(results)
-    own = {"this output": {k: m for k, m in results["metrics"].items() if isinstance(m["value"], int | float)}}
-    baselines = {f"{name}: {v.get('recipe', 'baseline')}": v for name, v in results.get("baselines", {}).items()}
-    published = {f"{row['method']} ({row['source']})": row["values"] for row in rows}
-    if not baselines and not published:
+    sources = [*dict.fromkeys(row["source"] for row in rows)]
+    own = {k: m for k, m in results["metrics"].items() if isinstance(m["value"], int | float)}
+    lines = [(f"{name}: {v.get('recipe', 'baseline')}", v) for name, v in results.get("baselines", {}).items()]
+    lines += [(f"{row['method']} [{sources.index(row['source']) + 1}]", row["values"]) for row in rows]
+    if not lines:
         return Html()
     # a published value of another recipe has a key, and so a column, of its own
-    keys = dict.fromkeys(key for values in (own | published).values() for key in values)
+    keys = dict.fromkeys(key for values in (own, *[row["values"] for row in rows]) for key in values)
     cells = [
         [name, *[number(v["value"] if isinstance(v := values.get(key), dict) else v) for key in keys]]
-        for name, values in (own | baselines | published).items()
+        for name, values in [("this output", own), *lines]
     ]
-    return join([page.table(["", *keys], cells, own=1), tag("p", about, class_="dim")])
+    cited = [tag("p", f"[{i}] {source}", class_="dim") for i, source in enumerate(sources, start=1)]
+    return join([page.table(["", *keys], cells, own=1), tag("p", about, class_="dim"), *cited])
 
 
 def published_rows(results: Row) -> tuple[str, list[Row]]:

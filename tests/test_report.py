@@ -333,7 +333,7 @@ def test_only_published_rows_of_the_same_kind_are_shown(tmp_path, monkeypatch):
             report.PUBLISHED.write_text(json.dumps({"about": "how to read", "rows": table}))
         report.evaluation_page(*given, {})
         text = Elements((given[0] / "report.html").read_text()).text
-        shown = all(words in text for words in ("same (paper)", "16.92", "dists\n", "0.23", "how to read"))
+        shown = all(words in text for words in ("same [1]", "[1] paper", "16.92", "dists\n", "0.23", "how to read"))
         assert shown == bool(table) and "other" not in text
 
 
