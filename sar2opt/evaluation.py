@@ -149,7 +149,9 @@ def _prepare(request: Request) -> Prepared:
         pairs = made.of("train") if made else None
         train = partners.train_pairs(request.train_sar, request.train_target, pairs, root)
         if not train and items[0].sar is None:
-            raise UserError("--baselines: needs --train-target (and --train-sar), a --manifest with a train split, or --sar")
+            raise UserError(
+                "--baselines: needs --train-target (and --train-sar), a --manifest with a train split, or --sar"
+            )
     return Prepared(items, sizes, chosen, skipped, paths, train, wanted, notes)
 
 
@@ -164,6 +166,8 @@ def _chosen(request: Request, has_sar: bool) -> tuple[str, ...]:
     if not has_sar and (blind := [key for key in asked if key in recipes.SAR]):
         raise UserError(f"--metrics {', '.join(blind)}: needs the SAR input; add --sar DIR")
     default = recipes.LEGACY if request.legacy else recipes.STANDARD
+    if request.set and not request.legacy:
+        default = (*default, "ssim_torchmetrics")  # the SSIM of the published rows
     picked = asked if request.metrics else {*default, *asked}
     return tuple(key for key in recipes.METRICS if key in picked and (has_sar or key not in recipes.SAR))
 
@@ -274,7 +278,7 @@ def _values(measured: Measured, ready: Prepared, versions: dict[str, str]) -> di
                 "recipe": metric.recipe,
                 "library": recipes.library(key, versions),
                 "weights": _weights(key, ready.paths),
-                "warnings": recipes.warnings(key, n),
+                "warnings": recipes.warnings(key, n, value),
             }
     return found
 
@@ -302,7 +306,7 @@ def _value(key: str, measured: Measured, scenes: Sequence[str]) -> tuple[Any, An
     if key == "spectrum":
         return distances.spectrum(*_mean_rings(measured)), None, {}
     if key in ("swd", "swd_own"):
-        more = {"levels": measured.swd[key]}
+        more: dict[str, Any] = {"levels": measured.swd[key]}
         if key == "swd" and "floor" in measured.swd:
             more["floor"] = distances.mean(measured.swd["floor"])
         return distances.mean(measured.swd[key]), None, more
@@ -362,11 +366,11 @@ def summary(results: dict[str, Any]) -> str:
             middle = f"{number(record['value']):>9} {_interval(record):19}"
         lines.append(f"{key:{width}} {middle} {record['n']:>5}  {recipes.METRICS[key].short}"[:WIDTH])
     lines += _baseline_lines(results)
-    lines += [
-        line
-        for key, skip in results["skipped"].items()
-        for line in (f"skipped {key}: {skip['reason']}", f"  {skip['command']}")
-    ]
+    groups: dict[tuple[str, str], list[str]] = {}
+    for key, skip in results["skipped"].items():
+        groups.setdefault((skip["reason"], skip["command"]), []).append(key)
+    for (reason, command), keys in groups.items():
+        lines += [f"skipped {', '.join(keys)}: {reason}", f"  {command}"]
     lines += [f"warning: {text}" for text in _warnings(results)]
     return "\n".join(lines)
 

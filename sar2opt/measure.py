@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple, Self, TypeVar
 
@@ -28,6 +29,7 @@ Arrays = dict[str, np.ndarray]
 T = TypeVar("T")
 CHUNK = 4  # images that a worker takes at once
 LINE_SECONDS = 10  # between lines of progress
+LONGEST = timedelta(days=2)  # that processes wait for the first one
 
 
 class Team:
@@ -48,7 +50,7 @@ class Team:
         if self.world > 1:
             import torch.distributed as dist
 
-            dist.init_process_group("gloo")
+            dist.init_process_group("gloo", timeout=LONGEST)
         if self.main:
             shutil.rmtree(self.folder, ignore_errors=True)
             self.folder.mkdir(parents=True)
@@ -160,12 +162,9 @@ def measure(
 def _work(team: Team, folder: Path, items: list[Item], sizes: list[Size], wanted: Wanted) -> Work:
     """What workers do; distances between sets need images of one size."""
     equal = len(set(sizes)) == 1
-    legacy = any(key.endswith("_cdiffset") for key in wanted.metrics)
     columns = [key for key in scoring.SINGLE if key in wanted.metrics]
-    groups = [key for key in scoring.GROUPS if key in wanted.metrics]
-    if legacy:
-        groups.append("cdiffset")
-    else:
+    groups = [key for key, (names, _) in scoring.GROUPS.items() if wanted.any(key, *names)]
+    if "cdiffset" not in groups:
         columns.append("mae")
     spool, corners = None, ()
     if equal and wanted.any("swd", "swd_own"):

@@ -14,7 +14,7 @@ from torch import Tensor
 from .config import UserError
 
 IDENTICAL_DB = 100.0
-SSIM_WINDOW = 11  # px
+SSIM_WINDOW, SSIM_SIGMA = 11, 1.5  # px
 LUMA = np.array([0.299, 0.587, 0.114])
 EDGE_SIGMA, EDGE_BORDER = 1.0, 4  # px; within the border the filters would see the mirrored image
 
@@ -27,17 +27,37 @@ def psnr(target: np.ndarray, output: np.ndarray) -> float:
 
 def ssim(target: np.ndarray, output: np.ndarray) -> float:
     """Wang et al. 2004 per channel, then mean: gaussian window of sigma 1.5 and 11 x 11 px, biased covariance,
-    K = (0.01, 0.03), the map cropped by 5 px. Both sides must have at least 11 px."""
-    from skimage.metrics import structural_similarity
+    K = (0.01, 0.03), the map cropped by 5 px. Both sides must have at least 11 px.
 
+    Equal to scikit-image with these settings, in half of its time: four filters instead of five, without border.
+    """
     if min(target.shape[:2]) < SSIM_WINDOW:
         size = f"{target.shape[1]} x {target.shape[0]} px"
         raise UserError(f"SSIM needs images of at least {SSIM_WINDOW} px on each side, this one has {size}")
-    value = structural_similarity(
-        target, output, data_range=255, channel_axis=2,
-        gaussian_weights=True, sigma=1.5, use_sample_covariance=False,
-    )  # fmt: skip
-    return float(cast(float, value))  # the function returns a map too if asked to
+    return float(np.mean([_ssim_band(target[..., c], output[..., c]) for c in range(3)]))
+
+
+def _ssim_band(target: np.ndarray, output: np.ndarray) -> float:
+    a, b = target.astype(np.float64), output.astype(np.float64)
+    mean_a, mean_b, squares, product = (_window_mean(x) for x in (a, b, a * a + b * b, a * b))
+    means, powers = mean_a * mean_b, mean_a**2 + mean_b**2
+    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+    values = (2 * means + c1) * (2 * (product - means) + c2) / ((powers + c1) * (squares - powers + c2))
+    return float(values.mean())
+
+
+def _window_mean(x: np.ndarray) -> np.ndarray:
+    """Means of [H,W] under SSIM's window, where it lies inside: [H-10,W-10]."""
+    radius = SSIM_WINDOW // 2
+    taps = np.exp(-0.5 * (np.arange(radius + 1) / SSIM_SIGMA) ** 2)
+    taps /= taps[0] + 2 * taps[1:].sum()
+    for _ in range(2):
+        end = len(x) - radius
+        total = taps[0] * x[radius:end]
+        for k in range(1, radius + 1):
+            total += taps[k] * (x[radius - k : end - k] + x[radius + k : end + k])
+        x = total.T
+    return x
 
 
 def ssim_uniform7(target: np.ndarray, output: np.ndarray) -> float:
@@ -113,9 +133,10 @@ def correlation(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.vdot(a, b)) / scale if min(np.abs(a).max(), np.abs(b).max()) > 1e-9 else 0.0
 
 
-def edge_correlation(image: np.ndarray, sar: np.ndarray) -> float:
-    """Correlation of the edges of ``image`` with those of ``sar``, float64 [H,W] in grey values."""
-    return correlation(edges(luma(image)), edges(sar))
+def edge_correlations(target: np.ndarray, output: np.ndarray, sar: np.ndarray) -> tuple[float, float]:
+    """Correlation of the edges of output and of target with those of ``sar``, float64 [H,W] in grey values."""
+    found = edges(sar)
+    return correlation(edges(luma(output)), found), correlation(edges(luma(target)), found)
 
 
 def rgb_shift(target: np.ndarray, output: np.ndarray) -> np.ndarray:

@@ -236,7 +236,9 @@ class Judges:
         """uint8 [B,H,W,3] -> every wanted LPIPS, float64 [B]."""
         a, b = self._tensor(target), self._tensor(output)
         return {
-            key: self._run(lambda x, y, net=self.nets[recipe.net]: net(x, y), recipe.prepare(a), recipe.prepare(b)).ravel()
+            key: self._run(
+                lambda x, y, net=self.nets[recipe.net]: net(x, y), recipe.prepare(a), recipe.prepare(b)
+            ).ravel()
             for key, recipe in PERCEPTUAL.items()
             if key in self.wanted
         }

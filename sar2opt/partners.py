@@ -145,7 +145,9 @@ def sizes(items: list[Item], crop: bool) -> list[Size]:
         (own, mode), (truth, truth_mode) = _picture(item.pred), _picture(item.target)
         sides = {"target": truth} | ({"SAR": _sar_size(item.sar)} if item.sar else {})
         if any(other != own and not (crop and min(np.subtract(other, own)) >= 0) for other in sides.values()):
-            wrong.append(f"{item.id}: " + ", ".join(f"{name} {w} x {h}" for name, (h, w) in {"output": own, **sides}.items()))
+            wrong.append(
+                f"{item.id}: " + ", ".join(f"{name} {w} x {h}" for name, (h, w) in {"output": own, **sides}.items())
+            )
         if mode not in ("L", "RGB") or mode != truth_mode:
             kinds.append(f"{item.id}: output {mode}, target {truth_mode}")
         if min(own) < MIN_SIDE:

@@ -1,12 +1,23 @@
 """Every metric's name, direction, unit, recipe in words and library: what stands beside its number."""
 
 from importlib.metadata import PackageNotFoundError, version
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from . import __version__
 
-PACKAGES = ("torch", "torchvision", "numpy", "scipy", "scikit-image", "pillow", "lpips", "torchmetrics", "torch-fidelity")
+PACKAGES = (
+    "torch",
+    "torchvision",
+    "numpy",
+    "scipy",
+    "scikit-image",
+    "pillow",
+    "lpips",
+    "torchmetrics",
+    "torch-fidelity",
+)
 FID_SMALLEST, FID_SMALL, FID_RANK = 50, 500, 2048  # images
+SCC_NOISE = 0.02
 
 
 class Metric(NamedTuple):
@@ -28,7 +39,7 @@ METRICS: dict[str, Metric] = {
     ),
     "ssim": Metric(
         "higher", "", "gaussian window sigma 1.5, 11 x 11 px, biased covariance, K .01 .03, range 255, map cropped by "
-        "5 px, mean over RGB and images", "gaussian 11 px, RGB", "scikit-image {scikit-image}",
+        "5 px, mean over RGB and images", "gaussian 11 px, RGB", "own, on numpy {numpy}; agrees with scikit-image",
     ),
     "scc": Metric(
         "higher", "", "8 x 8 px local correlation of high-passed bands on exact integers, zero variance gives 0, mean "
@@ -49,8 +60,8 @@ METRICS: dict[str, Metric] = {
         "subsets of min(500, n // 2)", "unbiased, all images", INCEPTION,
     ),
     "swd": Metric(
-        "lower", "", "sliced Wasserstein distance x 1000 of 7 x 7 px patches on Laplacian-pyramid levels, normalised by "
-        "the target's patches, mean over levels", "x 1000, target's norm", OWN,
+        "lower", "", "sliced Wasserstein distance x 1000 of 7 x 7 px patches on Laplacian-pyramid levels, normalised "
+        "by the target's patches, mean over levels", "x 1000, target's norm", OWN,
     ),
     "spectrum": Metric(
         "lower", "dB", "root mean square over rings of the ratio of mean power spectra of luma, Hann window",
@@ -61,11 +72,12 @@ METRICS: dict[str, Metric] = {
         "against edge_sar_target", "output's edges with SAR", OWN,
     ),
     "edge_sar_target": Metric(
-        "target", "", "edge_sar of the target itself: the value that edge_sar should have", "target's edges with SAR", OWN
+        "target", "", "edge_sar of the target itself: the value that edge_sar should have", "target's edges with SAR",
+        OWN,
     ),
     "copy_ratio": Metric(
-        "higher", "", "sum abs(output - SAR) / sum abs(output - target) over the set; below 1 the output is nearer to the "
-        "SAR than to the truth", "> 1: nearer to truth", OWN,
+        "higher", "", "sum abs(output - SAR) / sum abs(output - target) over the set; below 1 the output is nearer to "
+        "the SAR than to the truth", "> 1: nearer to truth", OWN,
     ),
     "rgb_shift": Metric(
         "zero", "grey values", "mean over images of mean(output) - mean(target), R, G, B", "R G B, grey values", OWN
@@ -76,8 +88,8 @@ METRICS: dict[str, Metric] = {
         "distance in float64", "as torch-fidelity", INCEPTION,
     ),
     "fid_clean": Metric(
-        "lower", "", "Inception pool3, preprocessing of clean-fid (Pillow's bicubic in float), Frechet distance in float64",
-        "as clean-fid", INCEPTION,
+        "lower", "", "Inception pool3, preprocessing of clean-fid (Pillow's bicubic in float), Frechet distance in "
+        "float64", "as clean-fid", INCEPTION,
     ),
     "ssim_uniform7": Metric(
         "higher", "", "scikit-image's default: uniform window of 7 px, sample covariance, range 255", "uniform 7 px",
@@ -117,8 +129,8 @@ METRICS: dict[str, Metric] = {
         "stretched, unscaled", "lpips {lpips}",
     ),
     "fid_cdiffset": Metric(
-        "lower", "", "Inception pool3, preprocessing of pytorch-fid on the unstretched files, Frechet distance in float64",
-        "as pytorch-fid", INCEPTION,
+        "lower", "", "Inception pool3, preprocessing of pytorch-fid on the unstretched files, Frechet distance in "
+        "float64", "as pytorch-fid", INCEPTION,
     ),
 }  # fmt: skip
 STANDARD = tuple(METRICS)[: tuple(METRICS).index("rgb_shift") + 1]
@@ -151,15 +163,15 @@ def library(metric: str, found: dict[str, str]) -> str:
     return text
 
 
-def warnings(metric: str, n: int) -> list[str]:
-    """What the number of images does to the meaning of a metric."""
-    if metric == "scc":
-        return ["values on this task lie between 0 and .02: a ranking by scc is close to noise"] if n < 5000 else []
-    if metric not in FIDS:
-        return []
+def warnings(metric: str, n: int, value: Any) -> list[str]:
+    """What the number of images and the value do to the meaning of a metric."""
     found = []
-    if n < FID_RANK:
+    if metric.startswith("scc") and value < SCC_NOISE:
+        found.append(f"below {SCC_NOISE}: a ranking by scc is close to noise")
+    if metric == "copy_ratio" and value is not None and value < 1:
+        found.append("below 1: the output is nearer to the SAR than to the truth")
+    if metric in FIDS and n < FID_RANK:
         found.append(f"n = {n} < {FID_RANK}: rank-deficient, biased upwards; compare at equal n only, prefer KID")
-    if n < FID_SMALL:
+    if metric in FIDS and n < FID_SMALL:
         found.append(f"n = {n} < {FID_SMALL}: FID of little meaning")
     return found

@@ -42,20 +42,18 @@ SINGLE: dict[str, Callable[[Images], float]] = {
     "ssim_torchmetrics": lambda i: metrics.ssim_torchmetrics(i.target, i.output),
     "sam": lambda i: metrics.sam(i.target, i.output),
     "ergas": lambda i: metrics.ergas(i.target, i.output),
-    "edge_sar": lambda i: metrics.edge_correlation(i.output, i.radar),
-    "edge_sar_target": lambda i: metrics.edge_correlation(i.target, i.radar),
     "mae": lambda i: metrics.mae(i.target, i.output),
 }
 # name of a group -> its columns and their values
 GROUPS: dict[str, tuple[tuple[str, ...], Callable[[Images], tuple[float, ...]]]] = {
     "rgb_shift": (("rgb_r", "rgb_g", "rgb_b"), lambda i: tuple(metrics.rgb_shift(i.target, i.output))),
+    "edges": (("edge_sar", "edge_sar_target"), lambda i: metrics.edge_correlations(i.target, i.output, i.radar)),
     "copy_ratio": (("to_sar", "to_target"), lambda i: metrics.absolute_errors(i.target, i.output, i.radar)),
     "cdiffset": (
         ("psnr_cdiffset", "ssim_cdiffset", "scc_cdiffset"),
         lambda i: metrics.legacy_cdiffset(i.target, i.output),
     ),
 }
-NEED_SAR = ("edge_sar", "edge_sar_target", "copy_ratio")
 
 
 class Spool(NamedTuple):
@@ -112,7 +110,7 @@ class Scored(NamedTuple):
 class Task(NamedTuple):
     """An item, its place in the set, and its size."""
 
-    index: int
+    place: int
     item: Item
     size: Size
 
@@ -139,7 +137,7 @@ def _score(work: Work, task: Task) -> Scored:
     for group in work.groups:
         values += map(float, GROUPS[group][1](images))
     rings = np.stack([metrics.ring_power(x) for x in images[:2]]) if work.rings else np.empty(0)
-    return Scored(values, rings, _spool(work, task.index, images) if work.spool else np.empty(0))
+    return Scored(values, rings, _spool(work, task.place, images) if work.spool else np.empty(0))
 
 
 def _spool(work: Work, i: int, images: Images) -> np.ndarray:

@@ -68,12 +68,12 @@ def fit(pairs: list[Pair], parts: Iterable[Sums]) -> Fit:
     """The sums of all ``CHUNK``s of ``pairs``, in order."""
     parts = list(parts)
     whole = all(part.image.size for part in parts)
-    colour = sum(part.colour for part in parts) / sum(part.pixels for part in parts)
+    colour = np.sum([part.colour for part in parts], axis=0) / sum(part.pixels for part in parts)
     thumbnails = np.concatenate([part.thumbnails for part in parts])
-    gram, moment = (sum(getattr(part, name) for part in parts) for name in ("gram", "moment"))
+    gram, moment = (np.sum([getattr(part, name) for part in parts], axis=0) for name in ("gram", "moment"))
     weights = np.linalg.lstsq(gram, moment)[0] if len(thumbnails) else np.empty(0)
-    mean_image = sum(part.image for part in parts) / len(pairs) if whole else np.empty(0)
-    return Fit(np.asarray(mean_image), colour, weights, thumbnails, pairs)
+    mean_image = np.sum([part.image for part in parts], axis=0) / len(pairs) if whole else np.empty(0)
+    return Fit(mean_image, colour, weights, thumbnails, pairs)
 
 
 def features(sar: np.ndarray) -> np.ndarray:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # also where the package is not installed
 
-from sar2opt import config, evaluation, recipes, report  # noqa: E402
+from sar2opt import config, evaluation, recipes, report, vaebound  # noqa: E402
 from sar2opt.config import UserError  # noqa: E402
 from sar2opt.evaluation import Request  # noqa: E402
 
@@ -58,12 +58,13 @@ def _request(argv: list[str]) -> Request:
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
     args = vars(parser.parse_args(argv))
     device, base, bound = evaluation.device(args.pop("device")), args.pop("base"), args.pop("vae_bound")
+    named, suffix = (args["target"], "vae-bound") if bound else (args["pred"], "evaluation")
+    if named is None or bound == (args["pred"] is not None):
+        raise UserError("expected either --pred DIR, or --vae-bound --base BASE --target DIR")
+    args["out"] = args["out"] or named.with_name(f"{named.resolve().name}-{suffix}")
     if bound:
-        args["pred"] = evaluation.vae_bound(base, args["target"], args["out"], device)
-    elif args["pred"] is None:
-        raise UserError("--pred: expected the folder of outputs, or --vae-bound --base BASE")
-    pred = args["pred"]
-    args["out"] = args["out"] or pred.with_name(f"{pred.resolve().name}-evaluation")
+        args["pred"] = args["out"] / "images"
+        vaebound.write(base, args["target"], args["pred"], device)
     return Request(**args | {"crop": args["crop"] is not None, "device": device})
 
 

@@ -80,14 +80,14 @@ def fetch(key: str, folder: Path) -> None:
                 file.write(content)
         if (found := networks.file_hash(part)) != weights.sha256:
             raise UserError(
-                f"{weights.url}: {part.stat().st_size} bytes with SHA-256 {found}, expected {weights.sha256}; nothing was "
-                "kept. A proxy may have answered in its place"
+                f"{weights.url}: {part.stat().st_size} bytes with SHA-256 {found}, expected {weights.sha256}; "
+                "nothing was kept. A proxy may have answered in its place"
             )
         os.replace(part, final)
     except urllib.error.URLError as error:
         raise UserError(
-            f"{weights.url}: no answer: {error.reason}. Without network, fetch the file on another machine and copy it to "
-            f"{final}"
+            f"{weights.url}: no answer: {error.reason}. Without network, fetch the file on another machine and copy it "
+            f"to {final}"
         ) from None
     except OSError as error:
         raise MachineError(f"{final}: not written: {error}") from error
