@@ -20,16 +20,23 @@ LAYERS = [
     {"models"},
     {"diffusion"},
     {"samplers"},
-    {"metrics", "images"},
+    {"metrics", "images", "distances", "networks", "partners", "recipes"},
+    {"scoring", "trivial"},
+    {"page"},
+    {"charts"},
+    {"report"},
+    {"comparison"},
     {"pipeline"},
     {"folder", "progress", "translate", "validation"},
+    {"measure"},
+    {"evaluation", "vaebound"},
     {"run"},
     {"launch"},
 ]
 ENTRIES = sorted([ROOT / "train.py", *ROOT.glob("*_train.py")])
 SOURCES = sorted([*PACKAGE.rglob("*.py"), *ROOT.glob("*.py"), *(ROOT / "scripts").glob("*.py")])
 UNPICKLERS = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
-OPTIONAL = ("tensorboard", "wandb", "lpips", "torchmetrics", "skimage", "rasterio")
+OPTIONAL = ("tensorboard", "wandb", "lpips", "torchmetrics", "torch_fidelity", "skimage", "rasterio")
 
 
 def name(path):
@@ -103,7 +110,10 @@ def test_nothing_unpickles_or_evaluates(path):
     assert not UNPICKLERS & {found.split(".")[0] for found in imports(path)}
     for node in ast.walk(tree(path)):
         if isinstance(node, ast.Call):
-            assert ast.unparse(node.func) not in {"torch.load", "eval", "exec", "__import__"}, f"line {node.lineno}"
+            assert ast.unparse(node.func) not in {"eval", "exec", "__import__"}, f"line {node.lineno}"
+            if ast.unparse(node.func) == "torch.load":  # of published weights, whose hash is pinned
+                safe = [ast.unparse(keyword.value) for keyword in node.keywords if keyword.arg == "weights_only"]
+                assert name(path) == "sar2opt/networks.py" and safe == ["True"], f"line {node.lineno}"
             allowed = [ast.unparse(keyword.value) for keyword in node.keywords if keyword.arg == "allow_pickle"]
             assert allowed in ([], ["False"]), f"line {node.lineno}"
 

@@ -1,0 +1,257 @@
+"""Which output belongs to which target: by id, the relative path without suffix, and never by the order of files."""
+
+import difflib
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from .config import UserError
+from .data import SarRadiometry, manifest
+from .data.rasters import DECODER_ERRORS, read_header
+
+PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")  # of which targets and outputs are read
+SUFFIXES = (*PICTURES, ".npy")
+SHOWN = 5
+MIN_SIDE = 11  # px: SSIM's window
+
+
+class Item(NamedTuple):
+    """One image: where its output, its truth and its SAR are; ``scene`` if the manifest knows it."""
+
+    id: str
+    pred: Path
+    target: Path
+    sar: Path | None = None
+    scene: str = ""
+
+
+class Size(NamedTuple):
+    height: int
+    width: int
+
+
+class Pair(NamedTuple):
+    """A pair of the training split, for baselines."""
+
+    id: str
+    sar: Path | None
+    target: Path
+
+
+class Folders(NamedTuple):
+    """Where things are. With ``rows`` of a manifest below ``root``, these say which images count; ``sar`` and
+    ``target`` then default to the manifest's files."""
+
+    pred: Path
+    target: Path | None
+    sar: Path | None
+    rows: list[manifest.Row] | None = None
+    root: Path = Path()
+
+
+def find(folders: Folders, allow_missing: bool) -> tuple[list[Item], list[str]]:
+    """The images by id, and warnings. Missing and extra files are an error, or with ``allow_missing`` a warning."""
+    sides = {"--pred": files(folders.pred, "--pred", PICTURES), "--target": _side(folders, "target", PICTURES)}
+    if folders.sar or folders.rows:
+        sides["--sar"] = _side(folders, "sar", SUFFIXES)
+    wanted = set(sides["--target"])
+    if folders.rows is not None:
+        wanted = {row.id for row in folders.rows}
+        sides = {name: found if name == "--pred" else _among(found, wanted) for name, found in sides.items()}
+    problems = [line for name, found in sides.items() for line in _differences(name, set(found), wanted)]
+    ids = sorted(wanted.intersection(*sides.values()))
+    if problems and not (allow_missing and ids):
+        counts = ", ".join(f"{name} {len(found)}" for name, found in sides.items())
+        advice = "--allow-missing scores what all have" if ids else "ids are relative paths without suffix"
+        raise UserError(f"{counts} images of {len(wanted)} do not match by name; {advice}\n  " + "\n  ".join(problems))
+    scenes = {row.id: row.scene for row in folders.rows or []}
+    sar = sides.get("--sar", {})
+    items = [Item(i, sides["--pred"][i], sides["--target"][i], sar.get(i), scenes.get(i, "")) for i in ids]
+    return items, [f"only {len(ids)} of {len(wanted)} images are scored: {line}" for line in problems]
+
+
+def files(folder: Path, name: str, suffixes: tuple[str, ...] = SUFFIXES) -> dict[str, Path]:
+    """Every image below ``folder`` by its id; ``name`` is what messages call it."""
+    if not folder.is_dir():
+        raise UserError(f"{name} {folder}: no such folder")
+    found: dict[str, list[Path]] = {}
+    for path in sorted(folder.rglob("*")):
+        relative = path.relative_to(folder)
+        if path.suffix.lower() in suffixes and not any(part.startswith(".") for part in relative.parts):
+            found.setdefault(relative.with_suffix("").as_posix(), []).append(path)
+    if not found:
+        raise UserError(f"{name} {folder}: no images in it; expected files ending in {', '.join(suffixes)}")
+    if double := [" and ".join(map(str, paths)) for paths in found.values() if len(paths) > 1]:
+        raise UserError(f"{name} {folder}: {len(double)} ids have two files; remove one of each: {listed(double)}")
+    return {i: paths[0] for i, paths in found.items()}
+
+
+def train_pairs(sar: Path | None, target: Path | None, rows: list[manifest.Row] | None, root: Path) -> list[Pair]:
+    """The training pairs of two folders, or of a manifest; sorted by id, empty where nothing is given."""
+    if target is None:
+        return [Pair(row.id, root / row.sar, root / row.opt) for row in rows or []]
+    targets = files(target, "--train-target", PICTURES)
+    if sar is None:
+        return [Pair(i, None, path) for i, path in sorted(targets.items())]
+    found = files(sar, "--train-sar")
+    if problems := _differences("--train-sar", set(found), set(targets)):
+        raise UserError(f"{len(found)} of --train-sar and {len(targets)} of --train-target\n  " + "\n  ".join(problems))
+    return [Pair(i, found[i], path) for i, path in sorted(targets.items())]
+
+
+def _side(folders: Folders, side: str, suffixes: tuple[str, ...]) -> dict[str, Path]:
+    folder = folders.target if side == "target" else folders.sar
+    if folder is not None:
+        return files(folder, f"--{side}", suffixes)
+    if folders.rows is None:
+        raise UserError(f"--{side}: expected a folder, or --manifest")
+    found = {row.id: folders.root / (row.opt if side == "target" else row.sar) for row in folders.rows}
+    if missing := [str(path) for path in found.values() if not path.is_file()]:
+        raise UserError(f"{len(missing)} of {len(found)} files of the manifest are missing: {listed(missing)}")
+    return found
+
+
+def _among(found: dict[str, Path], wanted: set[str]) -> dict[str, Path]:
+    return {i: path for i, path in found.items() if i in wanted}
+
+
+def _differences(name: str, found: set[str], wanted: set[str]) -> list[str]:
+    lines = []
+    if missing := sorted(wanted - found):
+        lines.append(f"{name} lacks {len(missing)}: {listed(missing)}")
+    if extra := sorted(found - wanted):
+        lines.append(f"{name} has besides {len(extra)}: {listed(extra)}")
+    return lines
+
+
+def listed(names: list[str]) -> str:
+    """The first names of a list, for messages."""
+    return ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
+
+
+# sizes ----------------------------------------------------------------------------------------------------------------
+
+
+def sizes(items: list[Item], crop: bool) -> list[Size]:
+    """The sizes at which the images are compared, those of the outputs. Another size or kind on any side is an error,
+    except that with ``crop`` the target and the SAR may be larger."""
+    wrong, kinds, small, found = [], [], [], []
+    for item in items:
+        (own, mode), (truth, truth_mode) = _picture(item.pred), _picture(item.target)
+        sides = {"target": truth} | ({"SAR": _sar_size(item.sar)} if item.sar else {})
+        if any(other != own and not (crop and min(np.subtract(other, own)) >= 0) for other in sides.values()):
+            wrong.append(
+                f"{item.id}: " + ", ".join(f"{name} {w} x {h}" for name, (h, w) in {"output": own, **sides}.items())
+            )
+        if mode not in ("L", "RGB") or mode != truth_mode:
+            kinds.append(f"{item.id}: output {mode}, target {truth_mode}")
+        if min(own) < MIN_SIDE:
+            small.append(f"{item.id}: {own.width} x {own.height}")
+        found.append(own)
+    for names, what in (
+        (wrong, "images differ in size; nothing is resized, --crop center cuts a larger target to the output's size"),
+        (kinds, "images are not 8-bit RGB on both sides, nor 8-bit grey on both"),
+        (small, f"images are smaller than {MIN_SIDE} px, the window of SSIM"),
+    ):
+        if names:
+            raise UserError(f"{len(names)} of {len(items)} {what}\n  " + "\n  ".join(names[:SHOWN]))
+    return found
+
+
+def _picture(path: Path) -> tuple[Size, str]:
+    try:
+        with Image.open(path) as image:
+            return Size(image.height, image.width), image.mode
+    except DECODER_ERRORS as error:
+        raise UserError(f"{path}: damaged: {error}") from None
+
+
+def _sar_size(path: Path) -> Size:
+    header = read_header(path)
+    return Size(header.height, header.width)
+
+
+# pixels ---------------------------------------------------------------------------------------------------------------
+
+
+def read_rgb(path: Path, size: Size) -> np.ndarray:
+    """uint8 [H,W,3], the centre of ``size``; grey is repeated."""
+    try:
+        with Image.open(path) as image:
+            if image.mode not in ("L", "RGB"):
+                raise UserError(f"{path}: a picture of mode {image.mode}; expected 8-bit RGB or grey")
+            pixels = np.asarray(image.convert("RGB"))
+    except DECODER_ERRORS as error:
+        raise UserError(f"{path}: damaged: {error}") from None
+    return centre(pixels, size)
+
+
+def read_sar(path: Path, size: Size, radiometry: SarRadiometry | None) -> np.ndarray:
+    """The mean of the bands as the model sees them, (x + 1) 127.5: float64 [H,W], the centre of ``size``.
+
+    Without ``radiometry`` these are the stored values of an 8-bit picture."""
+    if radiometry is not None:
+        return centre((radiometry.read(path)[0].double().mean(0).numpy() + 1) * 127.5, size)
+    header = read_header(path)
+    if header.dtype != "uint8":
+        raise UserError(
+            f"{path}: SAR of type {header.dtype}; --model MODEL says what such values mean, or leave --sar away"
+        )
+    from .data.rasters import read_raster
+
+    return centre(read_raster(path).pixels.astype(np.float64).mean(0), size)
+
+
+def centre(pixels: np.ndarray, size: Size) -> np.ndarray:
+    """The middle of [H,W,...]: 600 -> 512 px begins at 44."""
+    top, left = (pixels.shape[0] - size.height) // 2, (pixels.shape[1] - size.width) // 2
+    if top < 0 or left < 0:
+        raise UserError(f"{pixels.shape[1]} x {pixels.shape[0]} px cannot be cut to {size.width} x {size.height}")
+    return pixels[top : top + size.height, left : left + size.width]
+
+
+def radiometry_of(model: Path) -> SarRadiometry:
+    """What SAR values mean to a model: of its folder, or of the run folder it lies in."""
+    places = [model / "sar2opt.json", model / "model" / "sar2opt.json"]
+    path = next((p for p in places if p.is_file()), None)
+    if path is None:
+        raise UserError(f"--model {model}: neither {places[0]} nor {places[1]} exists")
+    return SarRadiometry.from_dict(json.loads(path.read_text())["sar"])
+
+
+# what infer.py wrote --------------------------------------------------------------------------------------------------
+
+
+def records(pred: Path, ids: Iterable[str]) -> Iterator[tuple[str, dict]]:
+    """The lines of ``pred``/manifest.jsonl by id; a later line replaces an earlier one."""
+    file = pred / "manifest.jsonl"
+    newest = {}
+    for line in file.read_text().splitlines() if file.exists() else []:
+        if line.endswith("}") and isinstance(record := json.loads(line), dict) and "output" in record:
+            newest[Path(record["output"])] = record
+    # the folder may have moved since: its names below ``pred`` count
+    by_id = {_inside(path, pred): record for path, record in newest.items()}
+    return ((i, by_id[i]) for i in ids if i in by_id)
+
+
+def _inside(path: Path, pred: Path) -> str:
+    parts = path.with_suffix("").parts
+    at = len(parts) - 1 - parts[::-1].index(pred.name) if pred.name in parts else -1
+    return "/".join(parts[at + 1 :]) if at >= 0 else path.stem
+
+
+def common(found: Iterable[dict], keys: tuple[str, ...]) -> dict[str, object]:
+    """The values that all records share."""
+    counts = {key: Counter(json.dumps(record.get(key)) for record in found) for key in keys}
+    return {key: json.loads(next(iter(values))) for key, values in counts.items() if len(values) == 1}
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Advice for a misspelt name."""
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""
