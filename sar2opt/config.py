@@ -57,7 +57,7 @@ class RunConfig(Section):
 
 
 class OptimConfig(Section):
-    """``optim:`` AdamW, linear warm-up, then a rate that is a function of the step (methods/ddpm.md, section 6)."""
+    """``optim:`` AdamW, linear warm-up, then a rate that is a function of the step."""
 
     lr: PositiveFloat = 1e-4
     schedule: Literal["constant", "cosine", "linear"] = "cosine"

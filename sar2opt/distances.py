@@ -1,4 +1,4 @@
-"""Distances between two sets of images, and intervals for means over a set (metrics.md, section 5).
+"""Distances between two sets of images, and intervals for means over a set.
 
 Everything here is a function of the sets alone: not of the number of processes, of batches, or of the order of files.
 """

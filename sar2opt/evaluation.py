@@ -184,6 +184,9 @@ def _skipped(
         place = found.get(networks.needed_by(metric) or "")
         if isinstance(place, Missing):
             skipped[metric] = dict(place._asdict())
+        elif (side := min(map(min, sizes))) < networks.SMALLEST.get(metric, 0):
+            reason = f"images of {side} px; its network needs {networks.SMALLEST[metric]}"
+            skipped[metric] = _reason(reason, "evaluate larger images")
         elif metric in recipes.FIDS and n < recipes.FID_SMALLEST and not request.force:
             reason = f"n = {n} < {recipes.FID_SMALLEST}: FID has no meaning; kid, swd and spectrum have"
             skipped[metric] = _reason(reason, "add --force")

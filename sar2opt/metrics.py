@@ -1,6 +1,6 @@
 """Image quality on 8-bit RGB, one image at a time, in float64. ``target`` and ``output`` are uint8 [H,W,3].
 
-Recipes: metrics.md, section 2. A number without its recipe is not a result. The ``*_cdiffset`` functions repeat the
+The recipes stand in recipes.py. A number without its recipe is not a result. The ``*_cdiffset`` functions repeat the
 convention of one paper's tables (arXiv 2411.10788) and share no key with the others.
 """
 

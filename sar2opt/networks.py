@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from .config import UserError
 
 INCEPTION_SIDE = 299  # px
-FEATURES = 2048
+SMALLEST = {"lpips_alex": 31, "lpips_vgg": 16, "lpips_vgg_cdiffset": 16}  # px: below, nothing is left after the pools
 
 
 class Weights(NamedTuple):

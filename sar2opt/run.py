@@ -17,7 +17,7 @@ from accelerate.utils import GradientAccumulationPlugin, ProjectConfiguration, b
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from . import checkpoint, config, draws, models, schedules, validation
+from . import checkpoint, config, draws, models, report, schedules, validation
 from .config import ConfigError, EMAConfig, MachineError, OptimConfig, RunConfig, Section, UserError
 from .data import DataConfig, PairedData, Pairs
 from .data.stream import Batch, Samples, Stream, positions
@@ -332,6 +332,7 @@ class Run:
         checkpoint.save(self.folder.checkpoints, self.step, tensors, state)
         checkpoint.rotate(self.folder.checkpoints, self.cfg.run.keep_checkpoints)
         self._export(method)
+        report.run_page(self.folder.path)
 
     def _export(self, method: Method) -> None:
         final = self.folder.path / "model"
@@ -364,6 +365,7 @@ class Run:
             if not interrupted:
                 self._export(method)  # a run killed between its last checkpoint and its export still owes this
             self.folder.release("PREEMPTED" if interrupted else "DONE", self.step)
+            report.run_page(self.folder.path)
 
         self._on_main(finish)
         saved = f"{self.folder.path}: stopped and saved at step {self.step}; the same command goes on from there"

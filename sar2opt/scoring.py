@@ -3,7 +3,6 @@
 Memory is flat in the number of images: patches for the sliced Wasserstein distance go to files.
 """
 
-import functools
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -57,8 +56,8 @@ GROUPS: dict[str, tuple[tuple[str, ...], Callable[[Images], tuple[float, ...]]]]
 
 
 class Spool(NamedTuple):
-    """Patches on disk, one file per process, side and level; image ``k`` of process ``rank`` is image
-    ``rank + k world`` of the set."""
+    """Patches on disk, 226 kB per image and level, one file per process, side and level; image ``k`` of process
+    ``rank`` is image ``rank + k world`` of the set."""
 
     folder: Path
     n: int
@@ -144,7 +143,7 @@ def _spool(work: Work, i: int, images: Images) -> np.ndarray:
     """Write the patches of one image; their sums."""
     assert work.spool is not None
     pyramids = [distances.laplacian(x) for x in images[:2]]
-    positions = [_load(path) for path in work.corners]
+    positions = [np.load(path, mmap_mode="r", allow_pickle=False) for path in work.corners]
     sums = np.zeros((work.spool.levels, len(SIDES), 2, 3))
     for s, side in enumerate(SIDES[: 1 + len(positions)]):
         chosen = positions[side == "half"]
@@ -154,11 +153,6 @@ def _spool(work: Work, i: int, images: Images) -> np.ndarray:
             work.spool.write(i, side, level, found)
             sums[level, s] = distances.patch_sums(found)
     return sums
-
-
-@functools.cache
-def _load(path: Path) -> np.ndarray:
-    return np.load(path, mmap_mode="r", allow_pickle=False)
 
 
 class Slice(NamedTuple):

@@ -65,15 +65,21 @@ def sums(pairs: list[Pair], size: Size | None, radiometry: SarRadiometry | None)
 
 
 def fit(pairs: list[Pair], parts: Iterable[Sums]) -> Fit:
-    """The sums of all ``CHUNK``s of ``pairs``, in order."""
-    parts = list(parts)
-    whole = all(part.image.size for part in parts)
-    colour = np.sum([part.colour for part in parts], axis=0) / sum(part.pixels for part in parts)
-    thumbnails = np.concatenate([part.thumbnails for part in parts])
-    gram, moment = (np.sum([getattr(part, name) for part in parts], axis=0) for name in ("gram", "moment"))
-    weights = np.linalg.lstsq(gram, moment)[0] if len(thumbnails) else np.empty(0)
-    mean_image = np.sum([part.image for part in parts], axis=0) / len(pairs) if whole else np.empty(0)
-    return Fit(mean_image, colour, weights, thumbnails, pairs)
+    """The sums of all ``CHUNK``s of ``pairs``, added in order."""
+    parts = iter(parts)
+    total = next(parts)
+    thumbnails = [total.thumbnails]
+    for part in parts:
+        same = total.image.shape == part.image.shape
+        total = Sums(
+            total.image + part.image if same else np.empty(0),
+            *(getattr(total, name) + getattr(part, name) for name in ("colour", "pixels", "gram", "moment")),
+            thumbnails=part.thumbnails,
+        )
+        thumbnails.append(part.thumbnails)
+    small = np.concatenate(thumbnails)
+    weights = np.linalg.lstsq(total.gram, total.moment)[0] if len(small) else np.empty(0)
+    return Fit(total.image / len(pairs), total.colour / total.pixels, weights, small, pairs)
 
 
 def features(sar: np.ndarray) -> np.ndarray:

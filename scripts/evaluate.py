@@ -53,8 +53,8 @@ def _request(argv: list[str]) -> Request:
     add("--allow-missing", action="store_true", help="score the images that all folders have")
     add("--force", action="store_true", help=f"FID below {recipes.FID_SMALLEST} images too")
     add("--weights-dir", type=Path, help="default: SAR2OPT_WEIGHTS, else ~/.cache/sar2opt/weights")
-    add("--batch-size", type=int, default=16, help="of the networks; changes no number")
-    add("--workers", type=int, default=0, help="processes for the other metrics; default: one per core")
+    add("--batch-size", type=_positive, default=16, help="of the networks; changes no number")
+    add("--workers", type=_positive, default=0, help="processes for the other metrics; default: one per core")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
     args = vars(parser.parse_args(argv))
     device, base, bound = evaluation.device(args.pop("device")), args.pop("base"), args.pop("vae_bound")
@@ -66,6 +66,12 @@ def _request(argv: list[str]) -> Request:
         args["pred"] = args["out"] / "images"
         vaebound.write(base, args["target"], args["pred"], device)
     return Request(**args | {"crop": args["crop"] is not None, "device": device})
+
+
+def _positive(text: str) -> int:
+    if (value := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{text}: expected 1 or more")
+    return value
 
 
 def _names(text: str) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""The arrays that the reference values of metrics.md belong to (section 4), and random weights."""
+"""The arrays that the reference values of the metrics belong to, and random weights."""
 
 import numpy as np
 import torch

@@ -383,6 +383,12 @@ def test_metrics_without_weights_are_skipped_with_the_command_that_brings_them(f
         run(folders, "--weights-dir", tmp_path, "--require", "kid")
 
 
+def test_lpips_of_tiny_images_is_skipped(tmp_path, trusted):
+    folders = [write(tmp_path / name, x[:2, :20, :50]) for name, x in (("out", G), ("opt", T))]
+    found = run(folders, "--weights-dir", trusted, "--metrics", "psnr,lpips_alex")
+    assert found["skipped"]["lpips_alex"]["reason"] == "images of 20 px; its network needs 31"
+
+
 def test_fid_of_few_images_needs_force_and_warns(folders, trusted):
     found = run(folders, "--weights-dir", trusted, "--metrics", "fid,kid")
     assert "n = 8 < 50" in found["skipped"]["fid"]["reason"] and found["metrics"]["kid"]["std"] > 0
@@ -488,7 +494,7 @@ def test_the_printed_table_fits_80_columns(folders, capsys):
         lines = [line for line in text.splitlines() if not line.startswith(("  python", "warning"))]
         assert max(map(len, lines)) <= 80
         for key in results["metrics"]:
-            assert sum(line.split()[:1] == [key] for line in lines) == 1, key
+            assert sum(line.startswith(f"{key} ") for line in lines) == 1, key
     assert max(len(metric.short) for metric in recipes.METRICS.values()) <= 23
 
 

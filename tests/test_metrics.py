@@ -1,4 +1,4 @@
-"""Metrics of one image against the reference values of metrics.md, section 4, and against other implementations."""
+"""Metrics of one image against the reference values and against other implementations."""
 
 import hashlib
 

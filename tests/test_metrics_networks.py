@@ -53,6 +53,16 @@ def test_lpips_fed_the_wrong_range_has_the_wrong_reference_values(judges):
     assert judges.distances(A[None], B[None])["lpips_vgg_cdiffset"][0] == pytest.approx(0.004056, abs=1e-5)
 
 
+@pytest.mark.parametrize("key", ["lpips_alex", "lpips_vgg"])
+def test_the_smallest_images_of_lpips_are_known(judges, key):
+    side = networks.SMALLEST[key]
+    net = judges.nets[networks.PERCEPTUAL[key].net]
+    a, b = (networks.lpips_input(torch.from_numpy(x).permute(2, 0, 1)[None]) for x in (A, B))
+    assert net(a[..., :side, :side], b[..., :side, :side]).item() > 0
+    with pytest.raises(RuntimeError, match="too small"):
+        net(a[..., : side - 1, : side - 1], b[..., : side - 1, : side - 1])
+
+
 @pytest.mark.parametrize("net", ["alex", "vgg"])
 def test_lpips_agrees_with_torchmetrics_on_the_same_weights(judges, net):
     from torchmetrics.functional.image import lpips as theirs

@@ -1,4 +1,4 @@
-"""Distances between sets against closed forms and reference values (metrics.md, sections 4 and 5)."""
+"""Distances between sets against closed forms and reference values."""
 
 import numpy as np
 import pytest

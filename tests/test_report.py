@@ -366,7 +366,7 @@ def test_error_maps_are_dark_at_zero_and_bright_from_the_top():
 
 def test_a_larger_target_is_cut_in_its_centre():
     x = np.zeros((600, 600, 3), np.uint8)
-    x[44:556, 44:556] = 200  # metrics.md: 600 -> 512, offset 44
+    x[44:556, 44:556] = 200  # 600 -> 512, offset 44
     made = report.pictures({"output": np.full((512, 512, 3), 200, np.uint8), "target": x}, "output")
     assert decoded(made["target"]).min() > 190 and decoded(made["error"]).max() < 20
 

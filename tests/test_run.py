@@ -99,7 +99,7 @@ def test_the_run_folder_holds_what_it_promises(tmp_path):
     found = {p.name for p in (tmp_path / "run").iterdir()}
     assert found == {
         "config.yaml", "env.json", "log.jsonl", "metrics.jsonl", "timing.jsonl", "samples", "checkpoints", "model",
-        "run.lock", "DONE",
+        "run.lock", "DONE", "report.html",
     }  # fmt: skip
     assert [p.name for p in sorted((tmp_path / "run" / "samples").iterdir())] == [
         "step-00000002.png",
