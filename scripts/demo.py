@@ -48,7 +48,7 @@ def main(overrides: list[str]) -> int:
         code = subprocess.run([sys.executable, *command], cwd=ROOT).returncode
         if code:
             return code if code > 0 else 128 - code
-    print(f"\nDone. Look at {SHEET} (SAR | output | target); the model is in {FOLDER / 'model'}.")
+    print(f"\nDone. Look at {SHEET} (SAR | output | target), and open {FOLDER / 'report.html'}.")
     print(f"Translate your own patches: python infer.py --model {FOLDER} --input SAR_FOLDER --output OUT_FOLDER")
     return 0
 
