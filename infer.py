@@ -30,7 +30,7 @@ def main(argv: list[str]) -> None:
     args = _arguments(argv)
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     jobs = translate.find_jobs(args.input, args.output)[rank::world]
-    pipe = SAR2OptPipeline.from_pretrained(args.model).to(_device(args.device))
+    pipe = SAR2OptPipeline.from_pretrained(args.model).to(translate.device(args.device))
     radiometry = SarRadiometry.from_dict(pipe.card.sar)
     sampler, steps = args.sampler or pipe.card.sampler, args.steps or pipe.card.steps
     pipe.scheduler_for(sampler, steps)  # refuses both before any work
@@ -71,15 +71,6 @@ def main(argv: list[str]) -> None:
         raise UserError(
             f"{len(failed)} of {len(jobs)} images failed, all others are done\n" + "\n".join(failed.values())
         )
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
-    try:
-        return torch.zeros(1, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"--device {name}: not available here: {str(error).splitlines()[0]}") from None
 
 
 def _arguments(argv: list[str]) -> argparse.Namespace:

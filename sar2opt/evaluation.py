@@ -6,7 +6,6 @@ A number without its recipe is not a result: every value stands beside its recip
 import csv
 import io
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -111,16 +110,6 @@ def _folder(paths: dict[str, Path | None]) -> Path | None:
         for i, path in paths.items()
     }
     return found.pop() if len(found) == 1 else None
-
-
-def device(name: str) -> torch.device:
-    """``name``, or with auto the GPU of this process if there is one."""
-    if name == "auto":
-        name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
-    try:
-        return torch.zeros(1, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"--device {name}: not available here: {str(error).splitlines()[0]}") from None
 
 
 # before any work ------------------------------------------------------------------------------------------------------

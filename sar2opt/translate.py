@@ -31,6 +31,16 @@ class Job(NamedTuple):
     target: Path
 
 
+def device(name: str) -> torch.device:
+    """``name``, or with auto the GPU of this process if there is one."""
+    if name == "auto":
+        name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
+    try:
+        return torch.zeros(1, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"--device {name}: not available here: {str(error).splitlines()[0]}") from None
+
+
 def find_jobs(source: Path, target: Path) -> list[Job]:
     """The images of a file or, recursively, of a folder, sorted by id; their translations go to ``target``."""
     if not source.exists():

@@ -13,7 +13,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # also where the package is not installed
 
-from sar2opt import config, evaluation, recipes, report, vaebound  # noqa: E402
+from sar2opt import config, evaluation, recipes, report, translate, vaebound  # noqa: E402
 from sar2opt.config import UserError  # noqa: E402
 from sar2opt.evaluation import Request  # noqa: E402
 
@@ -57,7 +57,7 @@ def _request(argv: list[str]) -> Request:
     add("--workers", type=_positive, default=0, help="processes for the other metrics; default: one per core")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
     args = vars(parser.parse_args(argv))
-    device, base, bound = evaluation.device(args.pop("device")), args.pop("base"), args.pop("vae_bound")
+    device, base, bound = translate.device(args.pop("device")), args.pop("base"), args.pop("vae_bound")
     named, suffix = (args["target"], "vae-bound") if bound else (args["pred"], "evaluation")
     if named is None or bound == (args["pred"] is not None):
         raise UserError("expected either --pred DIR, or --vae-bound --base BASE --target DIR")
