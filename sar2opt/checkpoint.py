@@ -154,19 +154,24 @@ def restore(net: nn.Module, name: str, tensors: Tensors, path: Path) -> None:
 
 def pack(optimizer: torch.optim.Optimizer, net: nn.Module) -> dict[str, Tensor]:
     """Optimiser state keyed ``<parameter>/<quantity>``. Rates are functions of the step and not part of it."""
-    names = [name for name, _ in net.named_parameters()]
-    state = optimizer.state_dict()["state"]
+    names, state = _trained_names(optimizer, net), optimizer.state_dict()["state"]
     return {f"{names[i]}/{key}": value for i, row in state.items() for key, value in row.items()}
 
 
 def unpack(optimizer: torch.optim.Optimizer, net: nn.Module, tensors: dict[str, Tensor]) -> None:
     """Inverse of ``pack``."""
-    rows: dict[str, dict[str, Tensor]] = {name: {} for name, _ in net.named_parameters()}
+    rows: dict[str, dict[str, Tensor]] = {name: {} for name in _trained_names(optimizer, net)}
     for full, value in tensors.items():
         name, key = full.rsplit("/", 1)
         rows[name][key] = value
     state = {i: row for i, row in enumerate(rows.values()) if row}
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _trained_names(optimizer: torch.optim.Optimizer, net: nn.Module) -> list[str]:
+    """Names of the parameters that the optimiser counts; frozen ones are not among them."""
+    names = {id(parameter): name for name, parameter in net.named_parameters()}
+    return [names[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
 
 
 def _sha256(file: Any) -> str:

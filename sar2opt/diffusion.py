@@ -7,7 +7,7 @@ abar is the one diffusers' schedulers sample with, so training and sampling cann
 """
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Self
 
 import torch
@@ -64,6 +64,26 @@ class NoiseConfig(Section):
             "rescale_betas_zero_snr": self.zero_terminal_snr,
             **BETAS[self.schedule],
         }
+
+    @classmethod
+    def from_scheduler(cls, settings: Mapping[str, Any]) -> Self:
+        """The noise of a saved scheduler; ValueError if it is none that a config can state."""
+        for schedule, betas in BETAS.items():
+            if all(settings.get(key) == value for key, value in betas.items()):
+                break
+        else:
+            found = {key: settings.get(key) for key in ("beta_schedule", "beta_start", "beta_end")}
+            raise ValueError(f"its betas {found} are none of the schedules {', '.join(BETAS)}")
+        if settings.get("trained_betas") is not None:
+            raise ValueError("it has a table of betas of its own")
+        return cls.model_validate(
+            {
+                "timesteps": settings["num_train_timesteps"],
+                "schedule": schedule,
+                "prediction": OUR_NAMES[settings["prediction_type"]],
+                "zero_terminal_snr": settings["rescale_betas_zero_snr"],
+            }
+        )
 
 
 class ColourConfig(Section):

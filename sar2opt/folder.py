@@ -73,8 +73,8 @@ class RunFolder:
         for name in LOGS:
             rows = [row for row in self.rows(name) if row["step"] <= step]
             checkpoint.put(self.path / name, "".join(json.dumps(row) + "\n" for row in rows).encode())
-        for picture in (self.path / "samples").glob("step-????????.png"):
-            if int(picture.stem.removeprefix("step-")) > step:
+        for picture in (self.path / "samples").glob("*-????????.png"):
+            if int(picture.stem[-8:]) > step:
                 picture.unlink()
 
     def _take_lock(self) -> None:

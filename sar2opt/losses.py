@@ -13,6 +13,15 @@ def mse(x: Tensor, y: Tensor) -> Tensor:
     return ((x - y) ** 2).flatten(1).mean(1)
 
 
+def pseudo_huber(x: Tensor, y: Tensor, c: float) -> Tensor:
+    """mean_{chw} sqrt(d^2 + c^2) - c for d = x - y, free of cancellation (Song & Dhariwal 2023, section 3.3): [B].
+
+    d^2 / 2c for small d, |d| - c for large ones.
+    """
+    square = (x - y) ** 2
+    return (square / ((square + c * c).sqrt() + c)).flatten(1).mean(1)
+
+
 def non_saturating_generator(fake: Tensor) -> Tensor:
     """mean softplus(-D(fake)) on logits: the generator's part (Goodfellow et al. 2014, section 3); log 2 at 0."""
     return F.softplus(-fake).mean()

@@ -26,7 +26,7 @@ from .config import Section, UserError
 from .draws import Draws
 from .models import load_unet, stride
 from .models.unet import CONFIG_FILE, OPT_CHANNELS, WEIGHTS_FILE
-from .samplers import SAMPLERS, Sampler, Scheduler, sample, scheduler_from
+from .samplers import SAMPLERS, Sampler, Scheduler, max_steps, sample, scheduler_from
 
 INDEX_FILE, CARD_FILE, SCHEDULER_FILE = "model_index.json", "sar2opt.json", "scheduler_config.json"
 Picture = Tensor | np.ndarray | Image.Image
@@ -110,14 +110,15 @@ class SAR2OptPipeline(DiffusionPipeline):
 
     def scheduler_for(self, sampler: str | None, steps: int) -> Scheduler:
         """A fresh scheduler: the saved one, or another sampler for the same noise."""
-        settings = dict(self.scheduler.config)
         if sampler is not None and sampler not in SAMPLERS:
             raise UserError(f"sampler {sampler!r}: expected one of {', '.join(SAMPLERS)}")
-        if not 1 <= steps <= settings["num_train_timesteps"]:
-            raise UserError(f"{steps} steps: expected 1 to {settings['num_train_timesteps']}, as the model was trained")
-        if sampler in (None, self.card.sampler):
-            return copy.deepcopy(self.scheduler)
-        return scheduler_from(settings, cast(str, sampler))
+        if sampler == "lcm" != self.card.sampler:
+            raise UserError(f"sampler 'lcm': needs a distilled model (lcm_train.py), this is one of {self.card.method!r}")
+        same = sampler in (None, self.card.sampler)
+        scheduler = copy.deepcopy(self.scheduler) if same else scheduler_from(dict(self.scheduler.config), str(sampler))
+        if not 1 <= steps <= max_steps(scheduler):
+            raise UserError(f"{steps} steps: expected 1 to {max_steps(scheduler)}, as the model was trained")
+        return scheduler
 
     # diffusers' own has options that write other formats, or to the network
     def save_pretrained(self, folder: str | os.PathLike) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]

@@ -9,11 +9,12 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from copy import deepcopy
+from pathlib import Path
 from typing import Any, Protocol, TypeVar, cast
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import GradientAccumulationPlugin, ProjectConfiguration, broadcast_object_list, gather_object
+from accelerate.utils import AutocastKwargs, GradientAccumulationPlugin, ProjectConfiguration, broadcast_object_list, gather_object
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -73,22 +74,34 @@ class Run:
             )
         self.folder = RunFolder(cfg.run.folder)
         self.trained: dict[nn.Module, tuple[str, Any]] = {}  # wrapped net -> name, optimiser
+        self.optims: dict[str, OptimConfig] = {}
+        self.scalers: dict[str, torch.amp.GradScaler] = {}  # with fp16
         self.averages: dict[str, nn.Module] = {}
+        self.inputs: dict[str, str] = {}  # what the run is made from beside its data -> hash; a resume needs the same
         self.norms: dict[str, Tensor] = {}
         torch.manual_seed(cfg.run.seed)  # initial weights
 
     # what a method is built from -------------------------------------------------------------------------------------
 
-    def trainable(self, name: str, net: nn.Module) -> nn.Module:
-        """Wrap ``net`` for training with its own AdamW; both become part of every checkpoint."""
-        optim = self.cfg.optim
+    def trainable(
+        self, name: str, net: nn.Module, optim: OptimConfig | None = None, autocast: bool = True
+    ) -> nn.Module:
+        """Wrap ``net`` for training with an AdamW of its own; both become part of every checkpoint. Parameters that
+        need no gradient now are never trained."""
+        self.optims[name] = optim = optim or self.cfg.optim
         net = net.to(self.device).train()  # from_pretrained returns a net in eval mode
+        parameters = [p for p in net.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(
-            net.parameters(), lr=optim.lr, betas=optim.betas, eps=optim.eps, weight_decay=optim.weight_decay
+            parameters, lr=optim.lr, betas=optim.betas, eps=optim.eps, weight_decay=optim.weight_decay
         )
         if self.cfg.run.compile:
             net.compile()  # in place: torch.compile(net) would prefix the keys of its state dict
+        self.accelerator.autocast_handler = None if autocast else AutocastKwargs(enabled=False)
         wrapped, optimizer = self.accelerator.prepare(net, optimizer)
+        self.accelerator.autocast_handler = None
+        if self.accelerator.scaler is not None:
+            # one shared by several optimisers would change its scale between their backward passes
+            self.scalers[name] = optimizer.scaler = deepcopy(self.accelerator.scaler)
         self.trained[wrapped] = name, optimizer
         return wrapped
 
@@ -107,15 +120,17 @@ class Run:
     def update(self, loss: Tensor, net: nn.Module) -> None:
         """Backward; once the accumulation is full, clip, set the rate and step the optimiser of ``net``."""
         name, optimizer = self.trained[net]
+        optim = self.optims[name]
+        self.accelerator.scaler = self.scalers.get(name)  # Accelerate's own methods know one
         self.accelerator.backward(loss)
         if self.accelerator.sync_gradients and not self.discarding:
             # only this optimiser: Accelerate's own clip_grad_norm_ un-scales all of them
             self.accelerator.unscale_gradients(optimizer)
             # gradients are reduced by now: every process sees the same norm and decides alike
-            self.norms[name] = norm = nn.utils.clip_grad_norm_(net.parameters(), self.cfg.optim.clip_norm)
+            self.norms[name] = norm = nn.utils.clip_grad_norm_(net.parameters(), optim.clip_norm)
             for group in optimizer.param_groups:
-                group["lr"] = self.learning_rate
-            if self._usable(norm, name) or self.accelerator.scaler is not None:
+                group["lr"] = schedules.learning_rate(optim, self.step, self.cfg.run.max_steps)
+            if self._usable(norm, name) or name in self.scalers:
                 optimizer.step()  # with fp16 the scaler skips a non-finite step itself, and lowers its scale
         optimizer.zero_grad()  # has no effect until the accumulation is full
 
@@ -138,10 +153,15 @@ class Run:
         """ema <- d_n ema + (1 - d_n) net, by the rule of the ``ema`` section; n counts the updates done."""
         models.lerp_(ema, self.bare(net), schedules.ema_decay(self.cfg.ema, self.step - self.skipped))
 
+    def reached(self, step: int) -> bool:
+        """Whether ``step`` updates are done. Always true in the discarded step at the start of a process, so that
+        every network takes part in it."""
+        return self.discarding or self.step >= step
+
     @property
-    def learning_rate(self) -> float:
-        """The rate of the next update."""
-        return schedules.learning_rate(self.cfg.optim, self.step, self.cfg.run.max_steps)
+    def logging(self) -> bool:
+        """Whether the next update is one that the log has a row of."""
+        return _due(self.step + 1, self.cfg.run.log_every)
 
     # the loop --------------------------------------------------------------------------------------------------------
 
@@ -170,7 +190,7 @@ class Run:
     def _step(self, method: Method, batches: Iterator[Batch], progress: Progress) -> dict[str, Tensor]:
         """One optimiser step; sum and count [2] of every logged value on this process."""
         logged: dict[str, Tensor] = {}
-        self.missed, rate = False, self.learning_rate
+        self.missed, rates = False, self._rates()
         for _ in range(self.accumulation):
             with progress.waiting():
                 batch = next(batches)
@@ -184,7 +204,14 @@ class Run:
             method.after_step()
         self.step += 1
         progress.update()
-        return logged | {"lr": torch.tensor([rate, 1.0], dtype=torch.float64, device=self.device)}
+        return logged | {
+            name: torch.tensor([rate, 1.0], dtype=torch.float64, device=self.device) for name, rate in rates.items()
+        }
+
+    def _rates(self) -> dict[str, float]:
+        """The learning rates of the next update; ``lr/NAME`` for networks with one of their own."""
+        names = {"lr" if optim is self.cfg.optim else f"lr/{name}": optim for name, optim in self.optims.items()}
+        return {key: schedules.learning_rate(optim, self.step, self.cfg.run.max_steps) for key, optim in names.items()}
 
     def _batches(self, stream: Stream) -> Iterator[Batch]:
         data = self.cfg.data
@@ -220,7 +247,7 @@ class Run:
         self.missed = True
         self.skipped, self.skipped_in_a_row = self.skipped + 1, self.skipped_in_a_row + 1
         # a loss scaler finds its scale by overshooting: with fp16 some skipped steps are normal
-        allowed = self.cfg.run.skip_nonfinite or (0 if self.accelerator.scaler is None else 20)
+        allowed = self.cfg.run.skip_nonfinite or (20 if self.scalers else 0)
         if self.skipped_in_a_row > allowed:
             raise ConfigError(
                 f"step {self.step + 1}: the gradient norm of {name!r} is {norm.item()} "
@@ -254,7 +281,12 @@ class Run:
             rows = self._rows(method, validation.picture_rows, pairs, sample.ids)
             if rows is None:
                 return True
+            behind = self._rows(method, validation.evidence_rows, pairs, sample.ids)
+            if behind is None:
+                return True
             if self.main:
+                if behind:
+                    checkpoint.put(picture.with_stem(f"behind-{step:08d}"), validation.sheet(behind))
                 checkpoint.put(picture, validation.sheet(rows))
         if _due(step, run.validate_every) and self._on_main(lambda: step not in self.folder.steps("metrics.jsonl")):
             rows = self._rows(method, validation.metric_rows, pairs, sample.validate_ids)
@@ -313,14 +345,14 @@ class Run:
 
     def _save(self, method: Method) -> None:
         """All processes hold the same state, and there is no generator state to save: the main one writes."""
-        scaler = self.accelerator.scaler
         state = {
             "seed": self.cfg.run.seed,
             "batch_size": self.cfg.data.batch_size,
             "config": config.digest(cast(Section, self.cfg)),
             "lists": self.data.list_hashes,
             "skipped": [self.skipped, self.skipped_in_a_row],
-            "scaler": scaler.state_dict() if scaler is not None else None,
+            "scalers": {name: scaler.state_dict() for name, scaler in self.scalers.items()},
+            "inputs": self.inputs,
         }
         self._on_main(lambda: self._write(method, state))
 
@@ -350,15 +382,16 @@ class Run:
             return
         path = folder / f"step-{self.step:08d}"
         tensors, state = checkpoint.load(folder, self.step)
-        _require_same_lists(state["lists"], self.data.list_hashes, str(path))
+        _require_same("another list of pairs", state["lists"], self.data.list_hashes, path)
+        _require_same("other networks", state.get("inputs", {}), self.inputs, path)
         for name, net in self.averages.items():
             checkpoint.restore(net, name, tensors, path)
         for net, (name, optimizer) in self.trained.items():
             checkpoint.restore(self.bare(net), name, tensors, path)
             checkpoint.unpack(optimizer, self.bare(net), tensors[f"{name}.optim"])
         self.skipped, self.skipped_in_a_row = state["skipped"]
-        if self.accelerator.scaler is not None:
-            self.accelerator.scaler.load_state_dict(state["scaler"])
+        for name, scaler in self.scalers.items():
+            scaler.load_state_dict(state["scalers"][name])
 
     def _end(self, method: Method, progress: Progress, interrupted: bool) -> None:
         def finish() -> None:
@@ -439,13 +472,12 @@ def _accelerator(run: RunConfig, accumulation: int) -> Accelerator:
     )
 
 
-def _require_same_lists(old: dict[str, str], new: dict[str, str], where: str) -> None:
+def _require_same(what: str, old: dict[str, str], new: dict[str, str], checkpoint: Path) -> None:
     changed = [f"  {k}: was {old.get(k)}, now {new.get(k)}" for k in sorted({*old, *new}) if old.get(k) != new.get(k)]
     if changed:
         listed = "\n".join(changed)
         raise ConfigError(
-            f"{where}: trained on another list of pairs (SHA-256 of the sorted ids):\n{listed}\n"
-            "restore the data, or choose another run.name"
+            f"{checkpoint}: trained with {what} (SHA-256):\n{listed}\nrestore them, or choose another run.name"
         )
 
 

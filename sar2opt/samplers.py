@@ -11,6 +11,7 @@ import torch
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
+from diffusers.schedulers.scheduling_lcm import LCMScheduler
 from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepScheduler
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 from torch import Tensor, nn
@@ -21,9 +22,9 @@ from .diffusion import NoiseConfig, offset_noise
 from .draws import Draws
 from .models import predict
 
-Sampler = Literal["ddim", "ddpm", "dpmpp", "unipc"]
+Sampler = Literal["ddim", "ddpm", "dpmpp", "unipc", "lcm"]
 Spacing = Literal["trailing", "leading", "linspace"]
-Scheduler = DDIMScheduler | DDPMScheduler | DPMSolverMultistepScheduler | UniPCMultistepScheduler
+Scheduler = DDIMScheduler | DDPMScheduler | DPMSolverMultistepScheduler | UniPCMultistepScheduler | LCMScheduler
 
 # x0_hat is clipped to [-1, 1] in every step; the solvers have only thresholding, which at a maximum of 1 is that clip
 _CLAMP = {"thresholding": True, "sample_max_value": 1.0}
@@ -33,6 +34,7 @@ SAMPLERS: dict[str, tuple[type[Scheduler], dict[str, Any]]] = {
     "ddpm": (DDPMScheduler, {"clip_sample": True, "variance_type": "fixed_small"}),
     "dpmpp": (DPMSolverMultistepScheduler, {"algorithm_type": "dpmsolver++", **_SOLVER}),
     "unipc": (UniPCMultistepScheduler, _SOLVER),
+    "lcm": (LCMScheduler, {"clip_sample": False}),
 }
 # what a saved scheduler says about the noise, whatever its class
 _NOISE_KEYS = (
@@ -56,12 +58,25 @@ class SampleConfig(Section):
     validate_ids: NonNegativeInt = 32
 
 
+class FewStepsConfig(SampleConfig):
+    """``sample:`` for a consistency model: x_t -> f, noise to the next t of the training grid, f, ...
+
+    ``clip_x0`` clips f to [-1, 1] before it is noised again.
+    """
+
+    sampler: Literal["lcm"] = "lcm"  # pyright: ignore[reportIncompatibleVariableOverride]
+    steps: PositiveInt = 4
+    clip_x0: bool = False
+
+
 def check(noise: NoiseConfig, sample: SampleConfig, condition_dropout: float) -> None:
     """Refuse, by ValueError, what cannot sample a model trained with ``noise``. For a config's validator."""
     if noise.zero_terminal_snr and sample.spacing != "trailing":
         raise ValueError(
             f"sample.spacing={sample.spacing} with noise.zero_terminal_snr: only trailing starts from pure noise at T-1"
         )
+    if sample.sampler == "lcm":
+        raise ValueError("sample.sampler=lcm is for distilled networks (lcm_train.py); use ddim, dpmpp, unipc or ddpm")
     if sample.steps > noise.timesteps:
         raise ValueError(f"sample.steps={sample.steps} is more than noise.timesteps={noise.timesteps}")
     if sample.guidance != 1 and not condition_dropout:
@@ -71,11 +86,17 @@ def check(noise: NoiseConfig, sample: SampleConfig, condition_dropout: float) ->
         )
 
 
-def build_scheduler(noise: NoiseConfig, sampler: str, spacing: str) -> Scheduler:
+def build_scheduler(noise: NoiseConfig, sampler: str, spacing: str, **more: Any) -> Scheduler:
     """The diffusers scheduler of ``sampler`` for a model trained with ``noise``."""
     cls, own = SAMPLERS[sampler]
     # everything is passed: the classes' own defaults are other betas, and leading or linspace
-    return cls(**noise.scheduler_arguments(), timestep_spacing=cast(Any, spacing), **own)
+    return cls(**noise.scheduler_arguments(), timestep_spacing=cast(Any, spacing), **(own | more))
+
+
+def max_steps(scheduler: Scheduler) -> int:
+    """A consistency model knows the times of its training grid only."""
+    settings = scheduler.config
+    return settings["original_inference_steps" if isinstance(scheduler, LCMScheduler) else "num_train_timesteps"]
 
 
 def scheduler_from(settings: dict[str, Any], sampler: str) -> Scheduler:
@@ -123,12 +144,16 @@ def denoise(
         out = guided(unet, x, torch.full((len(x),), t, device=x.device), sar, guidance)
         if isinstance(scheduler, DDPMScheduler):
             x = ancestral_step(scheduler, out, t, x, fresh(t))
+        elif isinstance(scheduler, LCMScheduler):
+            x = consistency_step(scheduler, out, t, x, fresh)
         else:
             x = scheduler.step(out, t, x, return_dict=False)[0]
     return x
 
 
-def guided(unet: nn.Module, x_t: Tensor, t: Tensor, sar: Tensor, guidance: float) -> Tensor:
+def guided(
+    unet: nn.Module, x_t: Tensor, t: Tensor, sar: Tensor, guidance: float, predict: Callable[..., Tensor] = predict
+) -> Tensor:
     """out_null + w (out_sar - out_null), out_null with all bands 0 (Ho & Salimans 2022); w = 1 costs one pass.
 
     Linear, so guiding out, eps, v or x0 is the same.
@@ -157,6 +182,21 @@ def ancestral_step(scheduler: DDPMScheduler, out: Tensor, t: int, x_t: Tensor, z
     c_x0, c_xt = (beta * abar_u.sqrt() / (1 - abar_t)).to(x_t), ((1 - beta).sqrt() * shrink).to(x_t)
     sigma = variance.sqrt().to(x_t) if t > 0 else 0.0
     return c_x0 * x0_hat + c_xt * x_t + sigma * z
+
+
+def consistency_step(
+    scheduler: LCMScheduler, out: Tensor, t: int, x_t: Tensor, fresh: Callable[[int], Tensor]
+) -> Tensor:
+    """x_u = a_u f + s_u z, and f itself in the last step (Luo et al. 2023, algorithm 4; arXiv 2310.04378).
+
+    LCMScheduler.step gives f; the noise that it adds is one draw for the whole batch, without offset.
+    """
+    _, f = scheduler.step(out, t, x_t, return_dict=False)
+    if scheduler.step_index == len(scheduler.timesteps):
+        return f
+    u = scheduler.timesteps[scheduler.step_index]
+    a, s = diffusion.levels(scheduler.alphas_cumprod[u].to(x_t))
+    return a * f + s * fresh(t)
 
 
 def _fresh_noise(draw: Draws, shape: tuple[int, ...], offset: float, t: int) -> Tensor:

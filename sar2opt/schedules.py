@@ -15,5 +15,14 @@ def learning_rate(cfg: OptimConfig, step: int, max_steps: int) -> float:
 
 
 def ema_decay(cfg: EMAConfig, updates: int) -> float:
-    """d_n at update n = 0, 1, ...: ``decay``, or with the ramp min(decay, (1 + n)/(10 + n)): 0.9999 from n = 89,990."""
+    """d_n at update n = 0, 1, ...: ``decay`` (0 for null), or with the ramp min(decay, (1 + n)/(10 + n)): 0.9999 from n = 89,990."""
+    if cfg.decay is None:
+        return 0.0
     return min(cfg.decay, (1 + updates) / (10 + updates)) if cfg.ramp else cfg.decay
+
+
+def ramp(step: int, start: int, steps: int) -> float:
+    """0 before ``start``, then up to 1 on a line of ``steps`` steps, then 1; 0 steps jump."""
+    if steps == 0:
+        return float(step >= start)
+    return min(max((step - start) / steps, 0.0), 1.0)
