@@ -27,7 +27,7 @@ from sar2opt.data import DataConfig  # noqa: E402
 from sar2opt.data.stream import Batch  # noqa: E402
 from sar2opt.diffusion import NoiseConfig  # noqa: E402
 from sar2opt.launch import launch  # noqa: E402
-from sar2opt.models import PatchCritic, UNetConfig, build_unet, predict  # noqa: E402
+from sar2opt.models import PatchCritic, UNetConfig, build_unet, frozen, predict  # noqa: E402
 from sar2opt.pipeline import SAR2OptPipeline  # noqa: E402
 from sar2opt.run import Run  # noqa: E402
 from sar2opt.samplers import SampleConfig  # noqa: E402
@@ -90,14 +90,14 @@ class Pix2Pix(Regression):
 
     def step(self, batch: Batch) -> dict[str, Tensor]:
         sar, opt = batch.sar, batch.opt
-        self.critic.requires_grad_(False)  # the generator's loss must leave nothing in the critic
         fake = self.output(self.unet, sar)
-        l1, adversarial = F.l1_loss(fake, opt), losses.non_saturating_generator(self.critic(fake, sar))
+        with frozen(self.critic):  # the generator's loss must leave nothing in the critic
+            adversarial = losses.non_saturating_generator(self.critic(None, None, fake, None, sar))
+        l1 = F.l1_loss(fake, opt)
         loss = adversarial + self.cfg.baseline.l1_weight * l1
         self.run.update(loss, self.unet)
-        self.critic.requires_grad_(True)
         # one forward over both halves, so that DDP sees a single pass
-        real_logits, fake_logits = self.critic(torch.cat([opt, fake.detach()]), torch.cat([sar, sar])).chunk(2)
+        real_logits, fake_logits = self.critic(None, None, torch.cat([opt, fake.detach()]), None, sar).chunk(2)
         critic = losses.non_saturating_critic(real_logits, fake_logits) / 2
         self.run.update(critic, self.critic)
         return {"loss": loss, "l1": l1, "adversarial": adversarial, "critic": critic}

@@ -78,3 +78,46 @@ def test_adversarial_losses_are_binary_cross_entropies_and_do_not_saturate():
     lost = torch.tensor([-80.0], requires_grad=True)
     losses.non_saturating_generator(lost).backward()
     assert lost.grad.item() == pytest.approx(-1)  # the generator learns most where the critic is sure
+
+
+def test_the_games_at_zero_and_far_from_it():
+    zero, far = torch.zeros(3, 5), torch.tensor([1e4, -1e4])
+    at_zero = {name: (g(zero).item(), c(zero, zero).item()) for name, (g, c) in losses.ADVERSARIAL.items()}
+    expected = {"non_saturating": (math.log(2), 2 * math.log(2)), "hinge": (0, 2), "wgan": (0, 0)}
+    assert at_zero == {name: pytest.approx(values) for name, values in expected.items()}
+    for generator, critic in losses.ADVERSARIAL.values():
+        assert generator(far).isfinite() and critic(far, -far).isfinite()
+        # each half pulls its own way
+        fake = torch.tensor([0.3], requires_grad=True)
+        real = torch.tensor([-0.2], requires_grad=True)
+        assert torch.autograd.grad(generator(fake), fake)[0] < 0
+        down, up = torch.autograd.grad(critic(real, fake), (fake, real))
+        assert down > 0 > up
+    assert losses.hinge_critic(torch.tensor([1.5]), torch.tensor([-2.0])) == 0  # settled beyond the margin
+    assert losses.wgan_critic(torch.tensor([2.0, 4.0]), torch.tensor([1.0])).item() == -2
+
+
+def linear_critic(images, w, patches=1):
+    """Logits [B, patches] whose mean is the inner product with ``w``."""
+    value = (images * w).flatten(1).sum(1, keepdim=True)
+    return value * torch.linspace(0, 2, patches).to(w) if patches > 1 else value[:, 0]
+
+
+@pytest.mark.parametrize("patches", [1, 5])
+def test_r1_of_a_linear_critic_is_its_squared_slope(patches):
+    w, images = noise(3, 4, 5), noise(7, 3, 4, 5, seed=1).requires_grad_(True)
+    penalty = losses.r1_exact(linear_critic(images, w, patches), images)
+    assert penalty.item() == pytest.approx((w**2).sum().item(), rel=1e-12)
+
+
+def test_r1_by_differences_agrees_on_average():
+    w, images = noise(3, 4, 5), noise(20_000, 3, 4, 5, seed=1)
+    logits, moved = (linear_critic(x, w) for x in (images, images + 0.01 * noise(20_000, 3, 4, 5, seed=2)))
+    # chi-squared of one degree: its mean over 20,000 has a standard deviation of 1 %
+    assert losses.r1_difference(logits, moved, 0.01).item() == pytest.approx((w**2).sum().item(), rel=0.03)
+
+
+def test_r1_is_a_loss_for_the_critic():
+    w, images = noise(3, 4, 5).requires_grad_(True), noise(2, 3, 4, 5, seed=1).requires_grad_(True)
+    losses.r1_exact(linear_critic(images, w), images).backward()
+    torch.testing.assert_close(w.grad, 2 * w.detach(), rtol=1e-12, atol=0)
