@@ -69,8 +69,8 @@ class OptimConfig(Section):
 
 
 class EMAConfig(Section):
-    """``ema:`` average <- d average + (1 - d) weights. With ``ramp``, d = min(decay, (1 + n)/(10 + n)) at update n; with
-    decay null there is no average, and what is exported are the weights themselves."""
+    """``ema:`` average <- d average + (1 - d) weights. With ``ramp``, d = min(decay, (1 + n)/(10 + n)) at update n.
+    With decay null there is no average: what is exported are the weights themselves."""
 
     decay: float | None = Field(default=0.9999, ge=0, lt=1)
     ramp: bool = True

@@ -1,7 +1,7 @@
 """Consistency models on the grid of a teacher's DDIM steps (Song et al. 2023; Luo et al. 2023, arXiv 2310.04378).
 
-    f(x, t, s) = c_skip(t) x + c_out(t) x0_hat(net(x, t, s), x, t),     f(x, 0, s) = x
-    y = f_ema(x_u, u, s),     x_u = one DDIM step of the teacher from t to u = max(t - k, 0),     k = T/N
+f(x, t, s) = c_skip(t) x + c_out(t) x0_hat(net(x, t, s), x, t),     f(x, 0, s) = x
+y = f_ema(x_u, u, s),     x_u = one DDIM step of the teacher from t to u = max(t - k, 0),     k = T/N
 """
 
 from collections.abc import Callable

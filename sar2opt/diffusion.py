@@ -68,10 +68,8 @@ class NoiseConfig(Section):
     @classmethod
     def from_scheduler(cls, settings: Mapping[str, Any]) -> Self:
         """The noise of a saved scheduler; ValueError if it is none that a config can state."""
-        for schedule, betas in BETAS.items():
-            if all(settings.get(key) == value for key, value in betas.items()):
-                break
-        else:
+        fitting = [name for name, betas in BETAS.items() if all(settings.get(k) == v for k, v in betas.items())]
+        if not fitting:
             found = {key: settings.get(key) for key in ("beta_schedule", "beta_start", "beta_end")}
             raise ValueError(f"its betas {found} are none of the schedules {', '.join(BETAS)}")
         if settings.get("trained_betas") is not None:
@@ -79,7 +77,7 @@ class NoiseConfig(Section):
         return cls.model_validate(
             {
                 "timesteps": settings["num_train_timesteps"],
-                "schedule": schedule,
+                "schedule": fitting[0],
                 "prediction": OUR_NAMES[settings["prediction_type"]],
                 "zero_terminal_snr": settings["rescale_betas_zero_snr"],
             }

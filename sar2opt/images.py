@@ -11,7 +11,7 @@ INK, PAPER = (20, 20, 20), (255, 255, 255)
 
 
 def contact_sheet(columns: dict[str, Tensor], ids: list[str]) -> Image.Image:
-    """One row per image, labelled with its id; one column per entry of ``columns``, [N,b or 3,H,W] in [-1, 1].
+    """One row per image, labelled with lines of text; one column per entry of ``columns``, [N,b or 3,H,W] in [-1, 1].
 
     SAR with one band is grey; with two, red and blue show the first and green the second, so that equal bands are
     grey; with more, the first three are red, green and blue. Images below 128 px are enlarged by a whole factor.
@@ -20,8 +20,8 @@ def contact_sheet(columns: dict[str, Tensor], ids: list[str]) -> Image.Image:
     zoom = max(1, -(-MIN_SIDE // min(height, width)))
     height, width = height * zoom, width * zoom
     font = ImageFont.load_default(size=FONT_SIZE)
-    labels = [_shorten(label) for label in ids]
-    left = MARGIN * 2 + int(max((font.getlength(label) for label in labels), default=0))
+    labels = ["\n".join(map(_shorten, label.split("\n"))) for label in ids]
+    left = MARGIN * 2 + int(max((font.getlength(line) for label in labels for line in label.split("\n")), default=0))
     top = MARGIN * 2 + FONT_SIZE
     size = (left + len(columns) * (width + MARGIN), top + rows * (height + MARGIN))
     sheet = Image.new("RGB", size, PAPER)

@@ -113,7 +113,7 @@ class SAR2OptPipeline(DiffusionPipeline):
         if sampler is not None and sampler not in SAMPLERS:
             raise UserError(f"sampler {sampler!r}: expected one of {', '.join(SAMPLERS)}")
         if sampler == "lcm" != self.card.sampler:
-            raise UserError(f"sampler 'lcm': needs a distilled model (lcm_train.py), this is one of {self.card.method!r}")
+            raise UserError(f"sampler 'lcm': needs a distilled model, this is one of {self.card.method!r}")
         same = sampler in (None, self.card.sampler)
         scheduler = copy.deepcopy(self.scheduler) if same else scheduler_from(dict(self.scheduler.config), str(sampler))
         if not 1 <= steps <= max_steps(scheduler):

@@ -14,7 +14,13 @@ from typing import Any, Protocol, TypeVar, cast
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import AutocastKwargs, GradientAccumulationPlugin, ProjectConfiguration, broadcast_object_list, gather_object
+from accelerate.utils import (
+    AutocastKwargs,
+    GradientAccumulationPlugin,
+    ProjectConfiguration,
+    broadcast_object_list,
+    gather_object,
+)
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -72,6 +78,7 @@ class Run:
             raise ConfigError(
                 f"{launched} processes launched, but each sees {self.world}; without GPUs set run.device=cpu"
             )
+        self.precision = self.accelerator.mixed_precision  # no, bf16 or fp16
         self.folder = RunFolder(cfg.run.folder)
         self.trained: dict[nn.Module, tuple[str, Any]] = {}  # wrapped net -> name, optimiser
         self.optims: dict[str, OptimConfig] = {}
@@ -84,19 +91,21 @@ class Run:
     # what a method is built from -------------------------------------------------------------------------------------
 
     def trainable(
-        self, name: str, net: nn.Module, optim: OptimConfig | None = None, autocast: bool = True
+        self, name: str, net: nn.Module, optim: OptimConfig | None = None, second_order: bool = False
     ) -> nn.Module:
         """Wrap ``net`` for training with an AdamW of its own; both become part of every checkpoint. Parameters that
-        need no gradient now are never trained."""
+        need no gradient now are never trained. ``second_order``: a loss has second derivatives of ``net``, which then
+        is neither compiled nor in 16 bits."""
         self.optims[name] = optim = optim or self.cfg.optim
         net = net.to(self.device).train()  # from_pretrained returns a net in eval mode
         parameters = [p for p in net.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(
             parameters, lr=optim.lr, betas=optim.betas, eps=optim.eps, weight_decay=optim.weight_decay
         )
-        if self.cfg.run.compile:
+        if self.cfg.run.compile and not second_order:
             net.compile()  # in place: torch.compile(net) would prefix the keys of its state dict
-        self.accelerator.autocast_handler = None if autocast else AutocastKwargs(enabled=False)
+        autocast = AutocastKwargs(enabled=False) if second_order else None
+        self.accelerator.autocast_handler = cast(None, autocast)  # its annotation is too narrow
         wrapped, optimizer = self.accelerator.prepare(net, optimizer)
         self.accelerator.autocast_handler = None
         if self.accelerator.scaler is not None:

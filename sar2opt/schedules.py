@@ -15,7 +15,8 @@ def learning_rate(cfg: OptimConfig, step: int, max_steps: int) -> float:
 
 
 def ema_decay(cfg: EMAConfig, updates: int) -> float:
-    """d_n at update n = 0, 1, ...: ``decay`` (0 for null), or with the ramp min(decay, (1 + n)/(10 + n)): 0.9999 from n = 89,990."""
+    """d_n at update n = 0, 1, ...: ``decay``, or with the ramp min(decay, (1 + n)/(10 + n)): 0.9999 from n = 89,990; 0
+    for null."""
     if cfg.decay is None:
         return 0.0
     return min(cfg.decay, (1 + updates) / (10 + updates)) if cfg.ramp else cfg.decay

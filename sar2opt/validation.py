@@ -1,7 +1,7 @@
 """Validation and sample grids: fixed images with fixed noise, so that steps and runs can be compared."""
 
 import math
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -21,6 +21,15 @@ class Translator(Protocol):
 
     def validate(self, batch: Batch) -> dict[str, Tensor]:
         """The method's own values, rows [B]."""
+        ...
+
+
+@runtime_checkable
+class Explained(Protocol):
+    """A method that shows the images behind its loss."""
+
+    def evidence(self, batch: Batch) -> list[dict[str, Any]]:
+        """Rows for ``sheet``: the batch's id, a label, and images."""
         ...
 
 
@@ -44,6 +53,27 @@ def picture_rows(method: Translator, batch: Batch, steps: int) -> list[dict[str,
     return [{"id": i} | {name: a[k] for name, a in arrays.items()} for k, i in enumerate(batch.draw.keys)]
 
 
+def evidence_rows(method: Translator, batch: Batch, steps: int) -> list[dict[str, Any]]:
+    """The images behind the loss, where a method shows them."""
+    return method.evidence(batch) if isinstance(method, Explained) else []
+
+
+@torch.no_grad()
+def by_steps(pipeline: SAR2OptPipeline, batch: Batch, steps: list[int]) -> dict[str, Tensor]:
+    """Quality against steps: PSNR (dB), the colour gauge and ``hf_db``, the energy above half Nyquist of output over
+    target in dB, for each number of steps: rows [B] named ``psnr/steps4``, ..."""
+    table: dict[str, list[float]] = {}
+    for n in steps:
+        output = pipeline.translate(batch.sar, batch.draw, n)
+        for pair in zip(batch.opt, output, strict=True):
+            target, image = map(_pixels, pair)
+            values = {"psnr": metrics.psnr(target, image), **metrics.colour_gauge(target, image)}
+            values["hf_db"] = 10 * math.log10(metrics.high_frequency(image) / metrics.high_frequency(target))
+            for key, value in values.items():
+                table.setdefault(f"{key}/steps{n}", []).append(value)
+    return {key: torch.tensor(values, dtype=torch.float64) for key, values in table.items()}
+
+
 @torch.no_grad()
 def metric_rows(method: Translator, batch: Batch, steps: int) -> list[dict[str, Any]]:
     """PSNR (dB), SSIM and the colour gauge of each image, the gauge of a one-step output, and the method's values."""
@@ -65,9 +95,10 @@ def mean_row(rows: list[dict[str, Any]]) -> dict[str, float]:
 
 
 def sheet(rows: list[dict[str, Any]]) -> bytes:
-    """The sample grid as PNG: SAR | output | target, one row an image."""
-    columns = {name: torch.from_numpy(np.stack([row[name] for row in rows])) for name in ("SAR", "output", "target")}
-    return images.png(images.contact_sheet(columns, [str(row["id"]) for row in rows]))
+    """Rows of images as PNG, such as SAR | output | target; ``label`` stands beside a row, or else its id."""
+    names = [name for name in rows[0] if name not in ("id", "label")]
+    columns = {name: torch.from_numpy(np.stack([row[name] for row in rows])) for name in names}
+    return images.png(images.contact_sheet(columns, [str(row.get("label", row["id"])) for row in rows]))
 
 
 def _pixels(x: Tensor) -> np.ndarray:

@@ -20,6 +20,7 @@ LAYERS = [
     {"models"},
     {"diffusion"},
     {"samplers"},
+    {"consistency", "adversarial"},
     {"metrics", "images", "distances", "networks", "partners", "recipes"},
     {"scoring", "trivial"},
     {"page"},
@@ -31,7 +32,7 @@ LAYERS = [
     {"measure"},
     {"evaluation", "vaebound"},
     {"run"},
-    {"launch"},
+    {"distill", "launch"},
 ]
 ENTRIES = sorted([ROOT / "train.py", *ROOT.glob("*_train.py")])
 SOURCES = sorted([*PACKAGE.rglob("*.py"), *ROOT.glob("*.py"), *(ROOT / "scripts").glob("*.py")])

@@ -10,6 +10,7 @@ them, so that every patch is judged by itself; ``losses.per_image`` is the mean 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
+from typing import cast
 
 import torch
 from diffusers.models.unets.unet_2d import UNet2DModel
@@ -100,7 +101,7 @@ class EncoderCritic(nn.Module):
         """The middle block's output for [x, sar] at t: 512 x 8 x 8 for the reference network at 256 px."""
         emb = self.time_embedding(self.time_proj(t).to(self.conv_in.weight.dtype))
         h = self.conv_in(torch.cat([x, sar], dim=1))
-        for block in self.down_blocks:
+        for block in cast(nn.ModuleList, self.down_blocks):
             h, _ = block(hidden_states=h, temb=emb)
         return self.mid_block(h, emb)
 

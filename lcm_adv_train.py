@@ -1,0 +1,97 @@
+"""Adversarial consistency distillation: lcm_train.py with a critic on the jump.
+
+    L_G = huber(f - y) + lambda(n) g(L-),     f = f_theta(x_t, t, s),   y as in lcm_train.py
+    L_D = d(L+, L-) + gamma/2 |grad L+|^2,    L- = D(x_t, t, f, t', s),   L+ = D(x_t, t, real, t', s)
+
+D asks whether a clean image belongs with (x_t, s); its encoder is the teacher's. ``lcm_adv.real`` is the true image
+(``opt``), or y (``target``: the published code). g and d: ``lcm_adv.loss``; the gradient is with respect to the real
+image (R1, Mescheder et al. 2018). arXiv 2407.06095, stage 2; the critic as in arXiv 2402.13929.
+
+    python lcm_adv_train.py configs/lcm_adv/demo.yaml [model.init_from=runs/demo ...] [--check]
+"""
+
+from typing import Self
+
+import torch
+from pydantic import model_validator
+from torch import Tensor
+
+from sar2opt import adversarial, config, distill, schedules
+from sar2opt.adversarial import AdversarialConfig
+from sar2opt.config import EMAConfig, OptimConfig, RunConfig, Section
+from sar2opt.consistency import LCMConfig
+from sar2opt.data import DataConfig
+from sar2opt.data.stream import Batch
+from sar2opt.diffusion import NoiseConfig
+from sar2opt.distill import Distillation, StudentConfig
+from sar2opt.launch import launch
+from sar2opt.models import frozen
+from sar2opt.run import Run
+from sar2opt.samplers import FewStepsConfig
+
+
+class Config(Section):
+    run: RunConfig
+    data: DataConfig
+    model: StudentConfig
+    noise: NoiseConfig | None = None  # the teacher's; stated, it must agree
+    optim: OptimConfig = OptimConfig(lr=8e-6)
+    ema: EMAConfig = EMAConfig(decay=None)  # a slow average of the student, exported instead of the target network
+    lcm: LCMConfig = LCMConfig()
+    lcm_adv: AdversarialConfig = AdversarialConfig()
+    sample: FewStepsConfig = FewStepsConfig()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        distill.check(self.lcm, self.sample)
+        return self
+
+
+class AdversarialLCM(Distillation):
+    def __init__(self, cfg: Config, run: Run):
+        super().__init__(cfg, run, "lcm_adv")
+        self.adv = adv = cfg.lcm_adv
+        critic = adversarial.build_critic(adv.critic, self.unet)
+        self.student = run.trainable("student", self.unet)
+        self.critic = run.trainable("critic", critic, adv.critic.optim(cfg.optim), second_order=adv.r1.gamma > 0)
+
+    def step(self, batch: Batch) -> dict[str, Tensor]:
+        adv, sar, n = self.adv, batch.sar, self.run.step
+        x_t, t, u = self.point(batch)
+        y = self.consistency.target(self.teacher, self.ema, x_t, t, u, sar)
+        f = self.consistency(self.student, x_t, t, sar)
+        lcm, t_prime = self.consistency.error(f, y).mean(), self.label(u)
+        weight = adv.weight * schedules.ramp(n, adv.start_step, adv.ramp_steps)
+        loss, scalars = lcm, {"lcm": lcm, "lambda": lcm.new_tensor(weight)}
+        if weight:
+            with frozen(self.critic):  # the student's loss must leave nothing in the critic
+                scalars["adv"] = adv.game.generator(self.run.bare(self.critic)(x_t, t, f, t_prime, sar))
+            loss = lcm + weight * scalars["adv"]
+        self.run.update(loss, self.student)
+        if self.run.reached(adv.critic_start_step):
+            real = batch.opt if adv.real == "opt" else y
+            critic, judged = adversarial.critic_loss(adv, self.critic, x_t, t, f.detach(), real, t_prime, batch, n)
+            self.run.update(critic, self.critic)
+            scalars |= {"critic": critic, **judged}
+        if self.run.logging:
+            other = {"y": y} if adv.real == "opt" else {"opt": batch.opt}
+            scalars |= {f"logit/{name}": x for name, x in self.judge(x_t, t, u, batch, other).items()}
+        return {"loss": loss, **scalars, **self.logged(f, y, t)}
+
+    def label(self, u: Tensor) -> Tensor:
+        """t': the time that the critic is told for a candidate."""
+        return torch.zeros_like(u) if self.adv.critic.time == "zero" else u
+
+    @torch.no_grad()
+    def judge(self, x_t: Tensor, t: Tensor, u: Tensor, batch: Batch, shown: dict[str, Tensor]) -> dict[str, Tensor]:
+        images = torch.cat([*shown.values()])
+        logits = self.run.bare(self.critic)(x_t, t, images, self.label(u), batch.sar)
+        return dict(zip(shown, adversarial.per_image(logits).chunk(len(shown)), strict=True))
+
+
+def main(argv: list[str]) -> None:
+    launch(Config, AdversarialLCM, argv, __doc__)
+
+
+if __name__ == "__main__":
+    config.command_line(main)
