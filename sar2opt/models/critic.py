@@ -69,10 +69,12 @@ class EncoderCritic(nn.Module):
         super().__init__()
         if strange := sorted({name for name, _ in unet.named_children()} ^ {*_ENCODER, *_DROPPED}):
             raise UserError(f"the encoder critic is made of a plain UNet2DModel; this one differs in {strange}")
+        assert unet.mid_block is not None
         self.sees_x_t = sees_x_t
         # submodules alone: what a frame around the whole network, such as autocast, has changed stays behind
-        self.conv_in, self.time_proj, self.time_embedding = map(deepcopy, map(unet.get_submodule, _ENCODER[:3]))
-        self.down_blocks, self.mid_block = map(deepcopy, map(unet.get_submodule, _ENCODER[3:]))
+        self.conv_in, self.time_proj = deepcopy(unet.conv_in), deepcopy(unet.time_proj)
+        self.time_embedding, self.down_blocks = deepcopy(unet.time_embedding), deepcopy(unet.down_blocks)
+        self.mid_block: nn.Module = deepcopy(unet.mid_block)
         for module in self.modules():
             if isinstance(module, nn.Dropout):
                 module.p = 0.0  # R1 by differences compares two passes

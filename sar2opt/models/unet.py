@@ -5,7 +5,7 @@ Its weights are safetensors with diffusers' own names; nothing is unpickled, and
 
 import json
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import safetensors
 import safetensors.torch
@@ -113,14 +113,18 @@ def stride(unet: UNet2DModel) -> int:
 def load_unet(folder: Path) -> UNet2DModel:
     """The network saved in ``folder`` (config.json and safetensors), in eval mode; every key must fit."""
     weights = _weights(folder)
-    settings = _settings(folder)
+    return unet_from(_settings(folder), weights, folder)
+
+
+def unet_from(settings: dict[str, Any], weights: dict[str, Tensor], source: Path) -> UNet2DModel:
+    """UNet2DModel of ``settings`` with exactly ``weights``, in eval mode; ``source`` is named where they differ."""
     try:
         with torch.device("meta"):  # no time is spent on initial values that are about to be replaced
             unet = UNet2DModel.from_config(settings)
     except (TypeError, ValueError) as error:
-        raise UserError(f"{folder / CONFIG_FILE}: describes no UNet2DModel: {error}") from None
+        raise UserError(f"{source}: describes no UNet2DModel: {error}") from None
     assert isinstance(unet, UNet2DModel)
-    _require_equal(folder, {k: list(v.shape) for k, v in unet.state_dict().items()}, _shapes(weights))
+    require_equal(source, shapes(unet.state_dict()), shapes(weights))
     unet.load_state_dict(weights, strict=True, assign=True)
     return unet.eval()
 
@@ -135,15 +139,15 @@ def _initialise_(unet: UNet2DModel, cfg: UNetConfig, folder: Path) -> None:
     weights, have = _weights(folder), _settings(folder)
     want = {"out_channels": OPT_CHANNELS, **_architecture(cfg)}
     want.pop("dropout")  # no weight depends on it
-    _require_equal(folder, want, {key: have.get(key) for key in want})
+    require_equal(folder, want, {key: have.get(key) for key in want})
     shape = list(weights["conv_in.weight"].shape) if "conv_in.weight" in weights else None
     if shape is not None:
-        weights["conv_in.weight"] = _fit_bands(weights["conv_in.weight"], unet.conv_in.in_channels)
-    _require_equal(folder, _shapes(unet.state_dict()), _shapes(weights))
+        weights["conv_in.weight"] = fit_bands(weights["conv_in.weight"], unet.conv_in.in_channels)
+    require_equal(folder, shapes(unet.state_dict()), shapes(weights))
     unet.load_state_dict(weights, strict=True)
 
 
-def _fit_bands(weight: Tensor, in_channels: int) -> Tensor:
+def fit_bands(weight: Tensor, in_channels: int) -> Tensor:
     """Filters of conv_in for another number of SAR bands: one band repeated and divided, or SAR read as RGB summed.
 
     Both are exact when all bands carry the same image. Anything else is left as it is, to be refused.
@@ -174,17 +178,23 @@ def _weights(folder: Path) -> dict[str, Tensor]:
             f"{folder}: no network here: expected {CONFIG_FILE} and {WEIGHTS_FILE}, found {found}; "
             "name a model folder such as runs/NAME/model (pickled weights, .bin or .pt, are never opened)"
         )
+    return read_weights(file)
+
+
+def read_weights(file: Path) -> dict[str, Tensor]:
+    """All tensors of one safetensors file, in float32."""
     try:
         return {name: tensor.float() for name, tensor in safetensors.torch.load_file(file).items()}
     except (OSError, safetensors.SafetensorError) as error:
         raise UserError(f"{file}: damaged, or not safetensors: {error}") from None
 
 
-def _shapes(tensors: dict[str, Tensor]) -> dict[str, list[int]]:
+def shapes(tensors: dict[str, Tensor]) -> dict[str, list[int]]:
+    """What ``require_equal`` compares."""
     return {name: list(tensor.shape) for name, tensor in tensors.items()}
 
 
-def _require_equal(folder: Path, want: dict, have: dict) -> None:
+def require_equal(folder: Path, want: dict, have: dict) -> None:
     """One table of everything in which the weights are not the configured network."""
     plain = json.loads(json.dumps(want))  # a tuple in Python is a list in the file
     rows = [
