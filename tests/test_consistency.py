@@ -208,7 +208,9 @@ def test_a_point_mass_is_a_fixed_point(noise):
     for scaling in (10.0, 1e6):
         function = made(noise, timestep_scaling=scaling)
         t, u = function.pair(torch.arange(50))
-        x_t = function.schedule.add_noise(torch.full((50, 3, 4, 64), MEAN, dtype=torch.float64), images(50, 3, 4, 64), t)
+        x_t = function.schedule.add_noise(
+            torch.full((50, 3, 4, 64), MEAN, dtype=torch.float64), images(50, 3, 4, 64), t
+        )
         y = function.target(net, net, x_t, t, u, x_t[:, :1])
         worst.append((function(net, x_t, t, x_t[:, :1]) - y).abs().max().item())
     assert worst[0] <= 1e-5 and worst[1] < 1e-9
