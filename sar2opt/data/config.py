@@ -91,12 +91,13 @@ class CsvConfig(Section):
 
 
 class GeneratedConfig(Section):
-    """``data.generated:`` how many pairs of each split, and their speckle."""
+    """``data.generated:`` how many pairs of each split, their speckle, and what differs between their two sides."""
 
     train: NonNegativeInt = 4096
     val: NonNegativeInt = 32
     test: NonNegativeInt = 64
     looks: PositiveFloat = 4.0  # 4.4 are the looks of a Sentinel-1 GRD product
+    changes: NonNegativeInt = 0  # houses, clearings, ships that only one image of a pair shows
     seed: NonNegativeInt = 0
 
 

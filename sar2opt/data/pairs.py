@@ -201,7 +201,9 @@ def _open_files(cfg: DataConfig) -> PairedData:
 def _open_generated(cfg: DataConfig) -> PairedData:
     g = cfg.generated
     made = {
-        name: GeneratedPairs(name, getattr(g, name), cfg.resolution, g.seed, g.looks, cfg.sar.bands, cfg.sar.scale)
+        name: GeneratedPairs(
+            name, getattr(g, name), cfg.resolution, g.seed, g.looks, cfg.sar.bands, cfg.sar.scale, g.changes
+        )
         for name in SPLITS
     }
     images = []
@@ -213,7 +215,7 @@ def _open_generated(cfg: DataConfig) -> PairedData:
     radiometry = SarRadiometry.resolve(cfg.sar, facts)
     splits = {name: _Turned(pairs, cfg, radiometry) for name, pairs in made.items()}
     hashes = {name: manifest.list_hash(pairs.ids) for name, pairs in made.items() if pairs.ids}
-    note = f"layout generated: {cfg.resolution} px, {g.looks:g} looks, seed {g.seed}"
+    note = f"layout generated: {cfg.resolution} px, {g.looks:g} looks, {g.changes} changes, seed {g.seed}"
     return PairedData(cfg, **splits, list_hashes=hashes, radiometry=radiometry, statistics=facts, facts=(note,))
 
 
