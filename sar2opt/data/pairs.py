@@ -16,6 +16,7 @@ from .generated import GeneratedPairs
 from .layouts import SHOWN
 from .manifest import Row
 from .radiometry import SarRadiometry, normalise_opt, read_opt
+from .strips import strip
 
 CROP_TRIES = 10
 START_IMAGES = 256  # whose statistics are taken at every start without a manifest
@@ -69,9 +70,10 @@ class PairedData:
 class FilePairs:
     """Pairs on disk. Decodes the whole image, cuts, then normalises."""
 
-    def __init__(self, rows: list[Row], cfg: DataConfig, radiometry: SarRadiometry):
+    def __init__(self, rows: list[Row], cfg: DataConfig, radiometry: SarRadiometry, southern: list[str]):
         self.ids = [row.id for row in rows]
         self.paths = [(row.sar, row.opt) for row in rows]
+        self.halves = [(2 if strip(row.id) in southern else 0, False) for row in rows]
         self.cfg, self.radiometry = cfg, radiometry
 
     def __len__(self) -> int:
@@ -87,7 +89,7 @@ class FilePairs:
         opt = read_opt(opt_path, cfg.opt, cfg.max_pixels)
         scan.require_equal_size(sar_path, opt_path, sar.shape[1:], opt.shape[1:])
         limits = radiometry.limits(sar, valid)  # of the whole image
-        sar, opt, valid = (self._padded(x, sar_path) for x in (sar, opt, valid))
+        sar, opt, valid = (self._padded(turned(x, self.halves[i]), sar_path) for x in (sar, opt, valid))
         top, left = self._corner(valid, rng)
         window = np.s_[..., top : top + cfg.resolution, left : left + cfg.resolution]
         turn = None if rng is None else draw_turn(rng, cfg.flip, cfg.rotate90)
@@ -191,7 +193,7 @@ def _open_files(cfg: DataConfig) -> PairedData:
         notes += warning_lines(found.warnings)
     facts = made.facts
     radiometry = SarRadiometry.resolve(cfg.sar, facts["statistics"])
-    splits = {name: FilePairs(made.of(name), cfg, radiometry) for name in SPLITS}
+    splits = {name: FilePairs(made.of(name), cfg, radiometry, facts["turned"]) for name in SPLITS}
     return PairedData(
         cfg, **splits, list_hashes=made.list_hashes, radiometry=radiometry, statistics=facts["statistics"],
         facts=(*table_lines(cfg, made), *notes),
@@ -229,6 +231,9 @@ def table_lines(cfg: DataConfig, made: manifest.Manifest) -> list[str]:
         "split " + ", ".join(f"{key} {value}" for key, value in policy.items()),
         f"scenes: {scenes or 'not known'}",
     ]
+    if made.facts["turned"]:
+        count = sum(strip(row.id) in made.facts["turned"] for row in rows)
+        lines.append(f"turned by 180 degrees: {count} pairs of {len(made.facts['turned'])} strips seen from the south")
     if unused := len(made.of("unused")):
         lines.append(f"unused: {unused} pairs")
     if sizes := sorted({(row.width, row.height) for row in rows} - {(0, 0)}):
