@@ -42,12 +42,12 @@ def main(argv: list[str]) -> None:
     manifest.require_free(args.out)
     with multiprocessing.get_context("spawn").Pool(args.workers) as pool:  # spawn: GDAL does not survive a fork
         found = scan.scan(cfg, None, hashing=True, mapper=partial(mapped, pool))
-    print("\n".join([*pairs.warning_lines(found.warnings), *table(cfg, found)]))
+    print(pairs.wrapped([*pairs.warning_lines(found.warnings), *table(cfg, found)]))
     if args.dry_run:
         print("dry run: nothing written")
     else:
         manifest.write(found.manifest, args.out)
-        print(f"written: {args.out}; train with data.root={cfg.root} data.manifest={args.out}")
+        print(pairs.wrapped([f"written: {args.out}; train with data.root={cfg.root} data.manifest={args.out}"]))
 
 
 def mapped(pool: Any, work: Callable[[A], B], items: Iterable[A]) -> Iterable[B]:

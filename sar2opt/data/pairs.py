@@ -1,5 +1,6 @@
 """What training reads: crops of pairs in [-1, 1], the same part and the same turn of both sides."""
 
+import re
 import textwrap
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,7 +65,7 @@ class PairedData:
             count = len(getattr(self, name))
             lines.append(f"{name:8}{count:9,}  {self.list_hashes.get(name, '-')[:16]}")
         lines += [*self.facts, *statistics_lines(self.cfg, self.statistics)]
-        return "\n".join(part for line in lines for part in textwrap.wrap(line, 80, subsequent_indent="    "))
+        return wrapped(lines)
 
 
 class FilePairs:
@@ -221,6 +222,12 @@ def _open_generated(cfg: DataConfig) -> PairedData:
     return PairedData(cfg, **splits, list_hashes=hashes, radiometry=radiometry, statistics=facts, facts=(note,))
 
 
+def wrapped(lines: list[str]) -> str:
+    """At 80 columns; a path or a hash is never cut."""
+    kept = textwrap.TextWrapper(80, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False)
+    return "\n".join(part for line in lines for part in kept.wrap(line))
+
+
 def table_lines(cfg: DataConfig, made: manifest.Manifest) -> list[str]:
     """Layout, split, scenes, sizes and types of a manifest."""
     rows = [row for row in made.rows if row.split != "unused"]
@@ -228,7 +235,7 @@ def table_lines(cfg: DataConfig, made: manifest.Manifest) -> list[str]:
     scenes = ", ".join(f"{name} {count}" for name, count in made.scenes.items() if count)
     lines = [
         f"layout {made.facts['layout']} in {cfg.root}",
-        "split " + ", ".join(f"{key} {value}" for key, value in policy.items()),
+        "split " + ", ".join(f"{key} {_short(value)}" for key, value in policy.items()),
         f"scenes: {scenes or 'not known'}",
     ]
     if made.facts["turned"]:
@@ -241,6 +248,12 @@ def table_lines(cfg: DataConfig, made: manifest.Manifest) -> list[str]:
         types = "; ".join(f"{side} {'/'.join(sorted(found))}" for side, found in _types(rows).items())
         lines.append(f"size {shown} px; {types}")
     return lines
+
+
+def _short(value: Any) -> str:
+    """Scenes in one list, hashes by their first digits."""
+    text = " ".join(value) if isinstance(value, list) else str(value)
+    return f"{text[:16]}..." if re.fullmatch(r"[0-9a-f]{64}", text) else text
 
 
 def warning_lines(warnings: list[str]) -> list[str]:

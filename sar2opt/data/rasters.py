@@ -89,7 +89,8 @@ def read_easting(path: str | Path) -> tuple[str, float]:
         raise UserError(f"{path}: a {kind} file does not say where it lies; a geographic split needs GeoTIFF")
     try:
         with _rasterio_open(path, kind) as source:
-            crs, easting = source.crs, (source.transform * (source.width / 2, source.height / 2))[0]
+            crs, t = source.crs, source.transform
+            easting = t.c + t.a * source.width / 2 + t.b * source.height / 2
     except DECODER_ERRORS as error:
         raise _undecodable(path, kind, error) from None
     if crs is None or not crs.is_projected or crs.linear_units_factor[1] != 1:

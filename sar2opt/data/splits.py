@@ -73,8 +73,8 @@ def policy(cfg: DataConfig, pairs: list[Pair]) -> str:
         )  # fmt: skip
         raise UserError(
             "data.split: the scenes of the pairs are not known, so nothing tells which tiles may share pixels. Set "
-            f"{regex}data.split: geographic if the files are GeoTIFF of one projection, random if no two tiles "
-            f"overlap, or file:PATH with your own list. First ids: {listed([pair.id for pair in pairs])}"
+            f"{regex}data.split: random if no two tiles overlap, geographic if the files are GeoTIFF of one projection,"
+            f" or file:PATH with your own list. First ids: {listed([pair.id for pair in pairs])}"
         )
     return chosen
 
