@@ -230,7 +230,7 @@ def test_suspicious_images_are_reported_and_empty_ones_not_used(tmp_path, in_pro
         np.save(root / "sar" / f"{k}.npy", x)
         Image.fromarray(rng.integers(0, 256, (9, 9, 3), dtype=np.uint8)).save(root / "opt" / f"{k}.png")
     out = prepared(root, tmp_path / "m", "--sar-scale", "db", "--sar-clip", "-25", "0")
-    printed = capsys.readouterr().out
+    printed = " ".join(capsys.readouterr().out.split())
     assert "1.npy: 1 values are not finite, the first at band, row, column (0, 2, 3)" in printed
     assert "2.npy: no valid SAR pixel; the pair is unused" in printed and "3.npy: constant, -7.0" in printed
     assert "(clip -25..0 keeps 100.0 %)" in printed and "VV dB p1" in printed
