@@ -49,7 +49,8 @@ def main(argv: list[str]) -> None:
         print("dry run: nothing written")
     else:
         manifest.write(found.manifest, args.out)
-        print(pairs.wrapped([f"written: {args.out}; train with data.root={cfg.root} data.manifest={args.out}"]))
+        keys = f"data.layout={cfg.layout} data.root={cfg.root} data.manifest={args.out}"
+        print(pairs.wrapped([f"written: {args.out}; train with {keys}"]))
 
 
 def mapped(pool: Any, work: Callable[[A], B], items: Iterable[A]) -> Iterable[B]:

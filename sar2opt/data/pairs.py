@@ -251,8 +251,10 @@ def table_lines(cfg: DataConfig, made: manifest.Manifest) -> list[str]:
 
 
 def _short(value: Any) -> str:
-    """Scenes in one list, hashes by their first digits."""
-    text = " ".join(value) if isinstance(value, list) else str(value)
+    """A few scenes by name, many by their number, hashes by their first digits."""
+    if isinstance(value, list):
+        return " ".join(value) if len(value) <= SHOWN else f"{len(value)} scenes"
+    text = str(value)
     return f"{text[:16]}..." if re.fullmatch(r"[0-9a-f]{64}", text) else text
 
 
