@@ -302,7 +302,7 @@ def test_a_saved_scheduler_gives_every_other_sampler(cfg, old, new):
     assert switched.to_json_string() == expected.to_json_string()  # what a model folder holds
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("sampler", [name for name in SAMPLERS if name != "lcm"])  # it clips its last image only
 @pytest.mark.parametrize("cfg", [NoiseConfig(), EPSILON, NoiseConfig(prediction="sample")])
 def test_x0_is_clipped_in_every_step(sampler, cfg):
     """An image of +-3 is what the network insists on; every sampler ends at +-1 without overshooting inside."""
@@ -349,7 +349,8 @@ def few_steps(cfg, solver_steps=50):
 
 @pytest.mark.parametrize("solver_steps", [10, 20, 25, 40, 50, 100])
 def test_few_steps_stay_on_the_training_grid(solver_steps):
-    scheduler, grid = few_steps(NoiseConfig(), solver_steps), set(range(1000 // solver_steps - 1, 1000, 1000 // solver_steps))
+    scheduler, k = few_steps(NoiseConfig(), solver_steps), 1000 // solver_steps
+    grid = set(range(k - 1, 1000, k))
     for steps, expected in GRID.items():
         scheduler.set_timesteps(steps)
         times = scheduler.timesteps.tolist()
