@@ -1,12 +1,12 @@
 """What cdiff_train.py is configured by, and the set-up of its latent space (arXiv 2411.10788)."""
 
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveInt
 from torch import Tensor
 
 from . import confidence, diffusion, samplers
@@ -44,12 +44,12 @@ class LatentSampleConfig(SampleConfig):
 
 
 class CDiffConfig(Section):
-    """``cdiff:`` a folder in the format of diffusers, of a Stable Diffusion 1.x or 2.x, or ``generated``, a tiny one; and
-    what is trained on it.
+    """``cdiff:`` what is trained, and on which ``base``: a folder of Stable Diffusion 1.x or 2.x in the format of
+    diffusers, its name on the Hugging Face hub with ``revision``, or ``generated``, a tiny one with random weights.
 
     loss: ``mse`` is stage 1, ``beta_nll`` stage 2. beta: ``sqrt_abar`` of the timestep, or ``beta_const``. conv_in:
-    ``half_repeat``, or ``zero_sar``, which starts as the base itself. init: ``scratch`` keeps the codec alone. channels:
-    ``ratio`` shows the codec VV, VH and their difference in dB, ``auto`` repeats what there is.
+    ``half_repeat``, or ``zero_sar``, which starts as the base itself. init: ``scratch`` keeps the codec alone.
+    channels: ``ratio`` shows the codec VV, VH and their difference in dB, ``auto`` repeats what there is.
     """
 
     base: str = "Manojb/stable-diffusion-2-1-base"
@@ -103,7 +103,7 @@ def check(cfg: Config) -> None:
 
 
 def build(cfg: Config, radiometry: SarRadiometry, own_model: Path) -> Latents:
-    """Open and verify the base, then network, codec, prompt and noise; ``own_model``: the run's export, if it has one."""
+    """Open and verify the base, then network, codec, prompt and noise; ``own_model``: where the run exports to."""
     cdiff, first = cfg.cdiff, cfg.model.init_from
     base = latent.open_base(cdiff.base, cdiff.revision, cfg.noise.timesteps)
     if first is not None:

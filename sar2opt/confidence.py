@@ -20,8 +20,8 @@ LAPLACE_OFFSET = math.log(math.expm1(0.1))  # of the log-scales: two equal compo
 
 
 def variance(raw: Tensor, low: float = VAR_MIN, high: float = VAR_MAX) -> Tensor:
-    """var = clamp(softplus(raw + OFF) + low, low, high), OFF such that raw = 0 means var = 1, where d var/d raw is 0.63:
-    a head of zeros is sure of nothing and learns from the first step."""
+    """var = clamp(softplus(raw + OFF) + low, low, high), OFF such that a head of zeros means var = 1 everywhere and
+    learns from the first step: d var/d raw is 0.63 there."""
     return (F.softplus(raw + variance_offset(low)) + low).clamp(low, high)
 
 

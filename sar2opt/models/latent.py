@@ -85,14 +85,14 @@ def _local(name: str, revision: str | None) -> Path:
         return Path(name)
     if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name):
         raise UserError(
-            f"cdiff.base={name}: no such folder; name a Stable Diffusion 1.x or 2.x in the format of diffusers, or make "
-            f"a tiny one to try: python scripts/make_tiny_sd.py {name}"
+            f"cdiff.base={name}: no such folder; name a Stable Diffusion 1.x or 2.x in the format of diffusers, or "
+            f"make a tiny one to try: python scripts/make_tiny_sd.py {name}"
         )
     if revision is None or not re.fullmatch(r"[0-9a-f]{40}", revision):
         raise UserError(
-            f"cdiff.base={name}: no such folder; and as a model of the Hugging Face hub it needs cdiff.revision, a commit "
-            f"of 40 hexadecimal digits (got {revision}): a name alone can change what it means. To try without weights: "
-            f"python scripts/make_tiny_sd.py {name}"
+            f"cdiff.base={name}: no such folder; and as a model of the Hugging Face hub it needs cdiff.revision, a "
+            f"commit of 40 hexadecimal digits (got {revision}), since a name can change what it means. To try without "
+            f"its weights: python scripts/make_tiny_sd.py {name}"
         )
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
@@ -101,8 +101,8 @@ def _local(name: str, revision: str | None) -> Path:
         return Path(snapshot_download(name, revision=revision, local_files_only=True))
     except LocalEntryNotFoundError:
         raise UserError(
-            f"cdiff.base={name}: revision {revision} is not on this machine, and a training downloads nothing; fetch it "
-            f"once:\n  hf download {name} --revision {revision} --include '*.json' '*.txt' '*/*model.safetensors'"
+            f"cdiff.base={name}: revision {revision} is not on this machine, and a training downloads nothing; fetch "
+            f"it once:\n  hf download {name} --revision {revision} --include '*.json' '*.txt' '*/*model.safetensors'"
         ) from None
 
 
@@ -117,7 +117,7 @@ def _json(file: Path) -> dict[str, Any]:
 
 
 def load_vae(folder: Path | None) -> AutoencoderKL:
-    """The codec in ``folder``/vae, frozen, in float32; None: the tiny one. Old names of its attention are understood."""
+    """The codec in ``folder``/vae, frozen, in float32; None: the tiny one. Its attention may have the old names."""
     if folder is None:
         return tiny.vae().eval().requires_grad_(False)
     if not (folder / "vae" / CONFIG_FILE).is_file():
@@ -157,8 +157,8 @@ def settings_digest(settings: dict[str, Any]) -> str:
 def build_unet(
     base: Base, info_channels: int, conv_in: ConvIn, dropout: float, scratch: bool, init_from: Path | None
 ) -> UNet2DConditionModel:
-    """The base's U-Net on [z_sar, z_t], with ``info_channels`` outputs more; ``init_from``: the model folder of stage 1,
-    whose weights replace the base's."""
+    """The base's U-Net on [z_sar, z_t], with ``info_channels`` outputs more; ``init_from``: the model folder of stage
+    1, whose weights replace the base's."""
     settings = {key: value for key, value in base.settings.items() if not key.startswith("_")} | {"dropout": dropout}
     if base.settings["out_channels"] not in (LATENT_CHANNELS, LATENT_CHANNELS + info_channels):
         raise UserError(
@@ -182,7 +182,7 @@ def build_unet(
 
 
 def unet_from(settings: dict[str, Any], weights: dict[str, Tensor], source: Path) -> UNet2DConditionModel:
-    """UNet2DConditionModel of ``settings`` with exactly ``weights``, in eval mode; ``source`` is named where they differ."""
+    """UNet2DConditionModel of ``settings`` with exactly ``weights``, in eval mode; ``source`` is named in errors."""
     try:
         with torch.device("meta"):  # no time is spent on initial values that are about to be replaced
             unet = UNet2DConditionModel.from_config(settings)
@@ -327,7 +327,8 @@ class ThreeBands(NamedTuple):
         if {*names} == {"HH", "HV", "VH", "VV"}:
             return cls("quad", names)
         raise UserError(
-            f"data.sar.bands={list(names)}: a latent model reads one band, three, [VV, VH], [HH, HV] or [HH, HV, VH, VV]"
+            f"data.sar.bands={list(names)}: a latent model reads one band, three, [VV, VH], [HH, HV] or "
+            "[HH, HV, VH, VV]"
         )
 
     def __call__(self, sar: Tensor) -> Tensor:
