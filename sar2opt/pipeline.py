@@ -227,9 +227,7 @@ class SAR2OptPipeline(DiffusionPipeline):
 
         Variances of different timesteps cannot be compared.
         """
-        card, space = self.card.latent, self.space
-        if card is None or not isinstance(space, LatentSpace) or not confidence.INFO_CHANNELS[card.loss]:
-            raise UserError(f"a model of {self.card.method!r} has no confidence; train it with cdiff.loss=beta_nll")
+        card, space = self.require_confidence()
         said: list[tuple[Tensor, Tensor]] = []
 
         def predict(unet: torch.nn.Module, x_t: Tensor, t: Tensor, cond: Tensor) -> Tensor:
@@ -249,6 +247,15 @@ class SAR2OptPipeline(DiffusionPipeline):
             values = 1 / confidence.enlarged(var.log(), space.factor).exp()
         height, width = sar.shape[2:]
         return output, Confidence(values[:, 0, :height, :width].cpu(), t, index, card.loss)
+
+    def require_confidence(self) -> tuple[LatentCard, LatentSpace]:
+        """Refuse a model whose network says nothing about its error."""
+        card, space = self.card.latent, self.space
+        if card is None or not isinstance(space, LatentSpace) or not confidence.INFO_CHANNELS[card.loss]:
+            raise UserError(
+                f"a model of {self.card.method!r} has no confidence; train one with cdiff_train.py cdiff.loss=beta_nll"
+            )
+        return card, space
 
     def _networks(self) -> dict[str, Any]:
         """The networks of the model folder."""

@@ -212,7 +212,9 @@ def test_widening_twice_changes_nothing_and_the_config_knows(tmp_path):
     with torch.no_grad():
         pair = [net.eval()(z, t, encoder_hidden_states=words).sample for net in (made.unet, loaded)]
     assert latent.digest(loaded.state_dict()) == before
-    torch.testing.assert_close(*pair, atol=1e-5, rtol=0)  # tensors of a file lie unaligned: other kernels, other rounding
+    torch.testing.assert_close(
+        *pair, atol=1e-5, rtol=0
+    )  # tensors of a file lie unaligned: other kernels, other rounding
 
 
 def test_scratch_keeps_the_codec_alone():
@@ -393,7 +395,7 @@ def test_the_confidence_of_the_clean_latent_is_another_unit(tmp_path):
 
 
 def test_models_without_a_head_have_no_confidence():
-    with pytest.raises(UserError, match="train it with cdiff.loss=beta_nll"):
+    with pytest.raises(UserError, match="train one with cdiff_train.py cdiff.loss=beta_nll"):
         method().pipeline.confident(noise(1, 1, 16, 16), Draws(0, ["a"], "cpu"))
 
 

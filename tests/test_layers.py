@@ -28,7 +28,7 @@ LAYERS = [
     {"report"},
     {"comparison"},
     {"pipeline"},
-    {"cdiff", "convert", "folder", "progress", "translate", "validation"},
+    {"cdiff", "convert", "folder", "heatmap", "progress", "translate", "validation"},
     {"measure"},
     {"evaluation", "vaebound"},
     {"run"},
