@@ -39,6 +39,8 @@ B = TypeVar("B")
 def main(argv: list[str]) -> None:
     args = arguments().parse_args(argv)
     cfg = data_config(args)
+    if args.workers < 1:
+        raise UserError(f"--workers {args.workers}: expected at least 1")
     manifest.require_free(args.out)
     with multiprocessing.get_context("spawn").Pool(args.workers) as pool:  # spawn: GDAL does not survive a fork
         found = scan.scan(cfg, None, hashing=True, mapper=partial(mapped, pool))
@@ -47,7 +49,8 @@ def main(argv: list[str]) -> None:
         print("dry run: nothing written")
     else:
         manifest.write(found.manifest, args.out)
-        print(pairs.wrapped([f"written: {args.out}; train with data.root={cfg.root} data.manifest={args.out}"]))
+        keys = f"data.layout={cfg.layout} data.root={cfg.root} data.manifest={args.out}"
+        print(pairs.wrapped([f"written: {args.out}; train with {keys}"]))
 
 
 def mapped(pool: Any, work: Callable[[A], B], items: Iterable[A]) -> Iterable[B]:

@@ -159,7 +159,11 @@ def test_a_wrong_layout_names_what_it_found_and_what_would_fit(tmp_path):
     refused(config(tmp_path, "sen12"), "ROIs<season>/s1_<scene>", "18 image files: opt/0.png, opt/1.png, opt/2.png",
             "fit layout folders")  # fmt: skip
     touch(tmp_path / "sen", "urban/s1/ROIs1970_fall_s1_8_p1.png")
-    refused(config(tmp_path / "sen"), "fit layout sen12")
+    refused(config(tmp_path / "sen"), f"With data.root={tmp_path / 'sen'} the names fit layout sen12")
+    touch(tmp_path / "zip" / "a" / "SAR2Opt", "trainA/1_0_0.jpg")
+    refused(
+        config(tmp_path / "zip", "sar2opt"), f"With data.root={tmp_path}/zip/a/SAR2Opt the names fit layout sar2opt"
+    )
 
 
 TERRAIN = """agri summer-59 1370, 19 886, 29 800, 113 527, 133 288, 115 129;
@@ -325,9 +329,18 @@ def test_a_split_from_a_file(tmp_path):
     table(tmp_path / "split.csv", "id,split", "a,train", "z,test")
     refused(cfg, "1 of its 2 ids are not in the data: z")
     table(tmp_path / "split.csv", "id,split", "a,trian")
-    refused(cfg, "found trian")
+    refused(cfg, "row 1 after the header: id a, split 'trian'")
+    table(tmp_path / "split.csv", "id,split", "a,train", "b,val", "a,test")
+    refused(cfg, "row 3 after the header: id a, split 'test': expected", "one split for each id")
+    table(tmp_path / "split.csv", "id,split", "a")
+    refused(cfg, "row 1 after the header: id a, split ''")
     table(tmp_path / "split.csv", "name", "a")
     refused(cfg, "columns id and split")
+    (tmp_path / "split.csv").write_bytes(b"\x7fELF\xff\xfe\0")
+    refused(cfg, "split.csv: not a UTF-8 CSV file")
+    (tmp_path / "split.csv").write_text("")
+    refused(cfg, "columns id and split; found []")
+    refused(config(tmp_path, split="file:none.csv"), "data.split: file: none.csv: no such file")
 
 
 @pytest.mark.parametrize(
@@ -337,6 +350,8 @@ def test_a_split_from_a_file(tmp_path):
         ({"layout": "manifest"}, "manifest: layout manifest needs"),
         ({"layout": "csv", "root": "x"}, "csv.files"),
         ({"layout": "generated", "root": "x"}, "root: layout generated has none"),
+        ({"layout": "generated", "orientations": "x"}, "orientations: layout generated has none"),
+        ({"layout": "generated", "opt": {"scale": "uint16", "clip": [0, 9]}}, "opt: layout generated makes uint8"),
         ({"layout": "generated", "sar": {"bands": ["HH"]}}, "knows the bands VV and VH"),
         ({"layout": "generated", "generated": {"train": 0}}, "generated.train"),
         ({"layout": "folders", "root": "x", "split": "half"}, "split: expected scene, random"),

@@ -292,6 +292,7 @@ def test_sen12ms_red_green_blue_are_bands_4_3_2_of_reflectance(tmp_path, capsys)
     assert where["ROIs1158_spring_1_p30"] == where["ROIs1868_summer_146_p202"] == "train"
     printed = " ".join(capsys.readouterr().out.split())
     assert "146_p202.tif: 2 values are not finite, the first at band, row, column (0, 3, 4)" in printed
+    assert "split policy official, test 26 scenes, val 25 scenes" in printed
     assert "VH dB" in printed and "skipped: 7 files, other names" in printed
     data = open_data(config("sen12ms", root, manifest=str(out), resolution=16))
     sar, opt = data.train.read(0, None)

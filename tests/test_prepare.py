@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from sar2opt.config import UserError
+from sar2opt.config import MachineError, UserError
 from sar2opt.data import DataConfig, manifest, open_data, scan, to_uint8
 from scripts import generate, prepare
 from tests.test_data_pairs import write
@@ -160,6 +161,22 @@ def test_changed_files_and_changed_manifests_are_found(tmp_path, in_process):
             open_data(cfg)
 
 
+def test_the_old_manifest_stays_where_the_new_one_cannot_be_written(tmp_path, in_process, monkeypatch):
+    root = write(tmp_path / "data")
+    out = prepared(root, tmp_path / "m")
+    before, replace = files(out), os.replace
+
+    def full(source, target):
+        if Path(source).name.startswith(".tmp-"):
+            raise OSError(28, "No space left on device")
+        replace(source, target)
+
+    monkeypatch.setattr(manifest.os, "replace", full)
+    with pytest.raises(MachineError, match="No space left on device"):
+        prepared(root, out, "--seed", "5")
+    assert files(out) == before and sorted(p.name for p in tmp_path.iterdir()) == ["data", "m"]
+
+
 def test_a_manifest_replaces_a_manifest_and_nothing_else(tmp_path, in_process):
     root = write(tmp_path / "data")
     out = prepared(root, tmp_path / "m")
@@ -167,6 +184,8 @@ def test_a_manifest_replaces_a_manifest_and_nothing_else(tmp_path, in_process):
     assert files(prepared(root, tmp_path / "m")) == before
     with pytest.raises(UserError, match="exists and is no manifest"):
         prepared(root, root)
+    with pytest.raises(UserError, match="--workers 0"):
+        prepared(root, tmp_path / "dry", "--workers", "0")
     prepared(root, tmp_path / "dry", "--dry-run")
     assert not (tmp_path / "dry").exists()
 

@@ -178,9 +178,11 @@ class DataConfig(Section):
 def _source_problem(cfg: DataConfig) -> str | None:
     """What is wrong with where the pairs come from."""
     if cfg.layout == "generated":
-        used = [key for key in ("root", "manifest", "split", "scene_regex") if getattr(cfg, key) is not None]
-        if used:
+        keys = ("root", "manifest", "split", "scene_regex", "orientations")
+        if used := [key for key in keys if getattr(cfg, key) is not None]:
             return f"{used[0]}: layout generated has none; remove it"
+        if cfg.opt != OptConfig():
+            return "opt: layout generated makes uint8 pictures of three bands; remove it"
         if not cfg.generated.train:
             return "generated.train: at least one pair"
         if cfg.sar.scale not in ("uint8", "db") or not {*cfg.sar.bands} <= {"VV", "VH"}:

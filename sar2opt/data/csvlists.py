@@ -18,7 +18,7 @@ SIDE = re.compile(r"(^|[_\-.])(?:s1|s2|sar|opt|optical)(?=$|[_\-.])", re.IGNOREC
 
 def read_csv(cfg: DataConfig) -> list[Pair]:
     """The pairs of ``cfg.csv``, sorted by id; paths relative to the root."""
-    tables = [_rows(file) for file in cfg.csv.files]
+    tables = [read_rows(file, "data.csv.files") for file in cfg.csv.files]
     headers = [_header(rows, cfg.csv.header) for rows in tables]
     bodies = [rows[1:] if header else rows for rows, header in zip(tables, headers, strict=True)]
     records = _two_lists(cfg, bodies) if len(tables) == 2 else _one_table(cfg.csv.files[0], bodies[0], headers[0])
@@ -43,9 +43,10 @@ def read_csv(cfg: DataConfig) -> list[Pair]:
     return sorted(pairs)
 
 
-def _rows(file: Path) -> list[list[str]]:
+def read_rows(file: Path, key: str) -> list[list[str]]:
+    """The cells of a CSV without its empty rows; ``key`` of the config names the file."""
     if not file.is_file():
-        raise UserError(f"data.csv.files: {file}: no such file (current folder: {Path.cwd()})")
+        raise UserError(f"{key}: {file}: no such file (current folder: {Path.cwd()})")
     try:
         with open(file, encoding="utf-8-sig", newline="") as lines:  # a table saved by Excel begins with a BOM
             return [[cell.strip() for cell in row] for row in csv.reader(lines) if any(cell.strip() for cell in row)]

@@ -9,6 +9,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -134,7 +135,11 @@ def walk(top: Path, root: Path, outside: bool, skipped: Counter[str]) -> Iterato
     ancestors = [(top, frozenset({top.resolve()}))]
     while ancestors:
         folder, above = ancestors.pop()
-        for entry in sorted(os.scandir(folder), key=lambda e: e.name):
+        try:
+            entries = sorted(os.scandir(folder), key=lambda e: e.name)
+        except OSError as error:
+            raise UserError(f"{folder}: not readable: {error.strerror}") from None
+        for entry in entries:
             if entry.name.startswith(".") or entry.name == "Thumbs.db":
                 skipped["hidden"] += 1
                 continue
@@ -249,16 +254,16 @@ def _partner(rules: tuple[Rule, ...], name: str, side: str, sides: dict[str, dic
 
 
 def _nearest(cfg: DataConfig) -> str:
-    """Advice: the layout whose names the files have."""
+    """Advice: the layout whose names the files have, or the root below which they have them."""
     assert cfg.root is not None
-    found = []
-    for path in walk(cfg.root, cfg.root, True, Counter()):
-        found.append(path)
-        if len(found) == 2000:
-            break
-    for layout, rules in LAYOUTS.items():
-        if layout != cfg.layout and any(_first_match(rules, path)[0] for path in found):
-            return f". The names fit layout {layout}"
+    found = list(islice(walk(cfg.root, cfg.root, True, Counter()), 2000))
+    own = [cfg.layout] if cfg.layout in LAYOUTS else []
+    for depth in range(4):
+        for layout in [*own, *LAYOUTS]:
+            for path in found:
+                above, below = path.split("/")[:depth], "/".join(path.split("/")[depth:])
+                if below and _first_match(LAYOUTS[layout], below)[0]:
+                    return f". With data.root={cfg.root.joinpath(*above)} the names fit layout {layout}"
     tops = {path.split("/")[0] for path in found if "/" in path}
     if cfg.layout != "folders" and {cfg.sar_dir, cfg.opt_dir} <= tops:
         return f". The folders {cfg.sar_dir} and {cfg.opt_dir} fit layout folders"

@@ -74,7 +74,7 @@ class FilePairs:
     def __init__(self, rows: list[Row], cfg: DataConfig, radiometry: SarRadiometry, southern: list[str]):
         self.ids = [row.id for row in rows]
         self.paths = [(row.sar, row.opt) for row in rows]
-        self.halves = [(2 if strip(row.id) in southern else 0, False) for row in rows]
+        self.turns = [(2 if strip(row.id) in southern else 0, False) for row in rows]
         self.cfg, self.radiometry = cfg, radiometry
 
     def __len__(self) -> int:
@@ -90,7 +90,7 @@ class FilePairs:
         opt = read_opt(opt_path, cfg.opt, cfg.max_pixels)
         scan.require_equal_size(sar_path, opt_path, sar.shape[1:], opt.shape[1:])
         limits = radiometry.limits(sar, valid)  # of the whole image
-        sar, opt, valid = (self._padded(turned(x, self.halves[i]), sar_path) for x in (sar, opt, valid))
+        sar, opt, valid = (self._padded(turned(x, self.turns[i]), sar_path) for x in (sar, opt, valid))
         top, left = self._corner(valid, rng)
         window = np.s_[..., top : top + cfg.resolution, left : left + cfg.resolution]
         turn = None if rng is None else draw_turn(rng, cfg.flip, cfg.rotate90)
@@ -251,8 +251,10 @@ def table_lines(cfg: DataConfig, made: manifest.Manifest) -> list[str]:
 
 
 def _short(value: Any) -> str:
-    """Scenes in one list, hashes by their first digits."""
-    text = " ".join(value) if isinstance(value, list) else str(value)
+    """A few scenes by name, many by their number, hashes by their first digits."""
+    if isinstance(value, list):
+        return " ".join(value) if len(value) <= SHOWN else f"{len(value)} scenes"
+    text = str(value)
     return f"{text[:16]}..." if re.fullmatch(r"[0-9a-f]{64}", text) else text
 
 

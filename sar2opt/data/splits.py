@@ -1,7 +1,6 @@
 """Which pair trains and which one tests: whole scenes, places, a published list, a file, or chance. Pure functions of
 names, and of places where the split is geographic."""
 
-import csv
 import hashlib
 import math
 from collections import Counter
@@ -10,6 +9,7 @@ from pathlib import Path
 
 from ..config import UserError
 from .config import SPLITS, DataConfig
+from .csvlists import read_rows
 from .layouts import LAYOUTS, Pair, listed
 
 RANDOM_WARNING = "random split: neighbouring tiles may share pixels; pixel overlap not checked"
@@ -207,15 +207,18 @@ def _from_file(path: Path, pairs: list[Pair]) -> list[str]:
 
 
 def _from_csv(path: Path) -> dict[str, str]:
-    if not path.is_file():
-        raise UserError(f"data.split: file:{path}: no such file or folder (current folder: {Path.cwd()})")
-    with open(path, encoding="utf-8-sig", newline="") as file:
-        rows = csv.DictReader(file)
-        if not {"id", "split"} <= set(rows.fieldnames or ()):
-            raise UserError(f"{path}: expected a CSV with the columns id and split; found {rows.fieldnames}")
-        where = {row["id"]: row["split"] for row in rows}
-    if wrong := sorted({str(name) for name in where.values()} - set(NAMES)):
-        raise UserError(f"{path}: column split: expected {', '.join(NAMES)}; found {listed(wrong)}")
+    header, *rows = read_rows(path, "data.split: file") or [[]]
+    if not {"id", "split"} <= set(header):
+        raise UserError(f"{path}: expected a CSV with the columns id and split; found {header}")
+    where: dict[str, str] = {}
+    for number, row in enumerate(rows, 1):
+        cells = dict(zip(header, row, strict=False))
+        name, split = cells["id"], cells.get("split", "")
+        if split not in NAMES or where.setdefault(name, split) != split:
+            raise UserError(
+                f"{path}: row {number} after the header: id {name}, split {split!r}: expected one of "
+                f"{', '.join(NAMES)}, and one split for each id"
+            )
     return where
 
 
@@ -224,7 +227,7 @@ def _from_lists(folder: Path, pairs: list[Pair]) -> dict[str, str]:
     names = {name: pair.id for pair in pairs for name in (pair.id, pair.sar, pair.opt)}
     where: dict[str, str] = {}
     for split, file in files.items():
-        for line in filter(None, map(str.strip, file.read_text(encoding="utf-8-sig").splitlines())):
+        for line in filter(None, map(str.strip, file.read_text("utf-8-sig", "replace").splitlines())):
             name = names.get(line, line)
             if where.setdefault(name, split) != split:
                 raise UserError(f"{file}: {line}: it is in {files[where[name]].name} as well")
