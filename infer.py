@@ -4,21 +4,27 @@
 
 Writes one PNG per image under the same relative name. Each depends on the model, the file, its relative name, the
 settings and the seed alone: not on the batch, the order or the number of processes. Finished outputs are kept, a bad
-file does not stop the others, and torchrun shares the files among its processes.
+file does not stop the others, and torchrun shares the files among its processes. With --confidence, a model that knows
+how sure it is (cdiff_train.py, stage 2) writes NAME_confidence.tif and .png too.
 """
 
 import argparse
 import os
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
+from PIL import Image
+from torch import Tensor
 from tqdm import tqdm
 
-from sar2opt import config, translate
+from sar2opt import config, heatmap, images, translate
 from sar2opt.config import UserError, natural, positive
 from sar2opt.data import SarRadiometry
+from sar2opt.draws import Draws
 from sar2opt.pipeline import SAR2OptPipeline, model_hash
 from sar2opt.progress import clock
 
@@ -35,7 +41,11 @@ def main(argv: list[str]) -> None:
     sampler, steps = args.sampler or pipe.card.sampler, args.steps or pipe.card.steps
     pipe.scheduler_for(sampler, steps)  # refuses both before any work
     settings = {"seed": args.seed, "sampler": sampler, "steps": steps, "model": model_hash(args.model)}
-    todo = [job for job in jobs if args.overwrite or not job.target.exists()]
+    if args.confidence:
+        pipe.require_confidence()
+        heatmap.require_free_names([job.target for job in jobs])
+        settings["confidence_space"] = args.confidence_space
+    todo = [job for job in jobs if args.overwrite or not _finished(job, args)]
     kept = {str(job.target) for job in jobs} - {str(job.target) for job in todo}
     print(
         f"{len(jobs)} images, {len(kept)} of them done before; {sampler}, {steps} steps, seed {args.seed}", flush=True
@@ -51,11 +61,10 @@ def main(argv: list[str]) -> None:
     bar = tqdm(total=len(todo), disable=not sys.stderr.isatty(), unit="image", dynamic_ncols=True)
     for batch in translate.equal_sizes(translate.read(todo, radiometry, failed), args.batch_size):
         start = time.perf_counter()
-        ids, sar = [job.name for job, _ in batch], torch.stack([image for _, image in batch])
-        pictures = pipe(sar, steps, args.seed, ids, sampler).images
-        facts = settings | {"seconds": round((time.perf_counter() - start) / len(batch), 4)}
-        for (job, _), picture in zip(batch, pictures, strict=True):
-            translate.write(job, picture, manifest, facts)
+        results = _translated(pipe, batch, args, steps, sampler)
+        seconds = {"seconds": round((time.perf_counter() - start) / len(batch), 4)}
+        for (job, _), (picture, facts) in zip(batch, results, strict=True):
+            translate.write(job, picture, manifest, settings | facts | seconds)
         bar.update(len(batch))
         done += len(batch)
         if bar.disable:
@@ -73,6 +82,25 @@ def main(argv: list[str]) -> None:
         )
 
 
+def _finished(job: translate.Job, args: argparse.Namespace) -> bool:
+    return job.target.exists() and (not args.confidence or heatmap.tiff_of(job.target).exists())
+
+
+def _translated(
+    pipe: SAR2OptPipeline, batch: list[tuple[translate.Job, Tensor]], args: argparse.Namespace, steps: int, sampler: str
+) -> Iterator[tuple[Image.Image, dict[str, Any]]]:
+    """Pictures of a batch and facts for the manifest; the maps of confidence are written here."""
+    ids, sar = [job.name for job, _ in batch], torch.stack([image for _, image in batch])
+    if not args.confidence:
+        return zip(pipe(sar, steps, args.seed, ids, sampler).images, [{}] * len(batch), strict=True)
+    draw, of_clean = Draws(args.seed, ids, pipe.device), args.confidence_space == "x0"
+    output, said = pipe.confident(sar, draw, steps, sampler, of_clean)
+    facts = [heatmap.facts(values, said.t, said.index) for values in said.values.numpy()]
+    for (job, _), values in zip(batch, said.values.numpy(), strict=True):
+        heatmap.write(job.target, job.source, values, said.kind, args.confidence_scale == "minmax")
+    return zip([Image.fromarray(images.rgb(picture).numpy()) for picture in output], facts, strict=True)
+
+
 def _arguments(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
@@ -84,6 +112,9 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--sampler", help="ddim, ddpm, dpmpp or unipc; default: what the model recommends")
     parser.add_argument("--seed", type=natural, default=0)
     parser.add_argument("--batch-size", type=positive, default=4, help="images translated at once, of equal size")
+    parser.add_argument("--confidence", action="store_true", help="also write where the model is sure, 1/variance")
+    parser.add_argument("--confidence-scale", choices=("fixed", "minmax"), default="fixed", help="of the heat maps")
+    parser.add_argument("--confidence-space", choices=("noise", "x0"), default="noise", help="of which variance")
     parser.add_argument("--grid", action="store_true", help="also write OUTPUT-grid.png, SAR beside output")
     parser.add_argument("--overwrite", action="store_true", help="make finished outputs anew")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")

@@ -66,7 +66,7 @@ class OptimConfig(Section):
     weight_decay: NonNegativeFloat = 0.01
     betas: tuple[float, float] = (0.9, 0.999)
     eps: PositiveFloat = 1e-8
-    clip_norm: PositiveFloat = 1.0
+    clip_norm: PositiveFloat | None = 1.0  # null: the gradient as it is
 
 
 class EMAConfig(Section):

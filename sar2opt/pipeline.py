@@ -7,29 +7,58 @@ import copy
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal, Self, cast
+from typing import Any, Literal, NamedTuple, Self, cast
 
 import diffusers
 import numpy as np
 import safetensors.torch
 import torch
 from diffusers.models.unets.unet_2d import UNet2DModel
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineOutput
 from PIL import Image
-from pydantic import NonNegativeFloat, PositiveInt, ValidationError
+from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt, ValidationError
 from torch import Tensor
 
-from . import checkpoint, images
+from . import checkpoint, confidence, images
 from .config import Section, UserError
+from .diffusion import OUR_NAMES
 from .draws import Draws
-from .models import load_unet, stride
+from .models import PIXELS, LatentSpace, Space, latent, load_latent_unet, load_unet
+from .models.latent import PROMPT_FILE, Rule, ThreeBands
 from .models.unet import CONFIG_FILE, OPT_CHANNELS, WEIGHTS_FILE
-from .samplers import SAMPLERS, Sampler, Scheduler, max_steps, sample, scheduler_from
+from .samplers import AUTO_TRAILING, SAMPLERS, Sampler, Scheduler, max_steps, sample, scheduler_from
 
 INDEX_FILE, CARD_FILE, SCHEDULER_FILE = "model_index.json", "sar2opt.json", "scheduler_config.json"
 Picture = Tensor | np.ndarray | Image.Image
+
+
+class LatentCard(Section):
+    """``sar2opt.json`` of a latent model: what lies between the SAR image, the latents and the confidence."""
+
+    base: str
+    revision: str | None = None
+    prompt: str
+    rule: Rule  # from the SAR bands to three channels
+    limits: tuple[tuple[float, float], ...] = ()  # dB, for the rule ratio
+    loss: confidence.Loss  # says what the channels beside the prediction mean
+    var_min: PositiveFloat = confidence.VAR_MIN
+    var_max: PositiveFloat = confidence.VAR_MAX
+    half_decoder: bool = False
+    auto_spacing: bool = True  # trailing up to 8 steps
+    hashes: dict[str, str] = {}  # SHA-256 of the tensors of codec and prompt, and of the scheduler's settings
+
+
+class Confidence(NamedTuple):
+    """How sure a network was of each pixel, in the middle of sampling: values [B,H,W], 1/var or, of ``laplace2``, the
+    weight of the narrow component in (0, 1); at timestep t, the step with this index."""
+
+    values: Tensor
+    t: int
+    index: int
+    kind: confidence.Loss
 
 
 class Card(Section):
@@ -50,6 +79,7 @@ class Card(Section):
     sar_percentiles: tuple[
         tuple[float, float, float, float], ...
     ] = ()  # per band: p0.1, p1, p99, p99.9 of SAR in [-1, 1]
+    latent: LatentCard | None = None  # None: the network works on pixels
 
 
 class SAR2OptPipeline(DiffusionPipeline):
@@ -57,20 +87,29 @@ class SAR2OptPipeline(DiffusionPipeline):
 
     model_cpu_offload_seq = "unet"
 
-    def __init__(self, unet: UNet2DModel, scheduler: Scheduler, card: Card):
+    def __init__(
+        self, unet: UNet2DModel | UNet2DConditionModel, scheduler: Scheduler, card: Card, space: Space = PIXELS
+    ):
         super().__init__()
         self.register_modules(unet=unet, scheduler=scheduler)
-        self.card = card
+        self.card, self.space = card, space
 
     @property
     def components(self) -> dict[str, Any]:
         """The constructor's arguments."""
-        return {"unet": self.unet, "scheduler": self.scheduler, "card": self.card}
+        return {"unet": self.unet, "scheduler": self.scheduler, "card": self.card, "space": self.space}
+
+    def to(self, *args: Any, **kwargs: Any) -> Self:
+        """As in diffusers; the codec moves along, and keeps its precision."""
+        super().to(*args, **kwargs)
+        if isinstance(self.space, LatentSpace):
+            self.space.to(self.device)
+        return self
 
     @property
     def num_bands(self) -> int:
         """SAR bands that the network reads."""
-        return self.unet.config["in_channels"] - OPT_CHANNELS
+        return len(self.card.sar["bands"])
 
     @torch.no_grad()
     def __call__(
@@ -114,8 +153,12 @@ class SAR2OptPipeline(DiffusionPipeline):
             raise UserError(f"sampler {sampler!r}: expected one of {', '.join(SAMPLERS)}")
         if sampler == "lcm" != self.card.sampler:
             raise UserError(f"sampler 'lcm': needs a distilled model, this is one of {self.card.method!r}")
-        same = sampler in (None, self.card.sampler)
-        scheduler = copy.deepcopy(self.scheduler) if same else scheduler_from(dict(self.scheduler.config), str(sampler))
+        if sampler in (None, self.card.sampler):
+            scheduler = copy.deepcopy(self.scheduler)
+        else:
+            scheduler = scheduler_from(dict(self.scheduler.config), str(sampler), self.space.bounded)
+        if self.card.latent is not None and self.card.latent.auto_spacing and steps <= AUTO_TRAILING:
+            scheduler.register_to_config(timestep_spacing="trailing")
         if not 1 <= steps <= max_steps(scheduler):
             raise UserError(f"{steps} steps: expected 1 to {max_steps(scheduler)}, as the model was trained")
         return scheduler
@@ -124,14 +167,19 @@ class SAR2OptPipeline(DiffusionPipeline):
     def save_pretrained(self, folder: str | os.PathLike) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Write the model folder; for an atomic one, save under another name and rename it."""
         folder = Path(folder)
-        for name in ("unet", "scheduler"):
+        modules = {name: ["diffusers", type(net).__name__] for name, net in self._networks().items()}
+        modules["scheduler"] = ["diffusers", type(self.scheduler).__name__]
+        for name in modules:
             (folder / name).mkdir(parents=True, exist_ok=True)
-        modules = {"unet": ["diffusers", "UNet2DModel"], "scheduler": ["diffusers", type(self.scheduler).__name__]}
         index = {"_class_name": type(self).__name__, "_diffusers_version": diffusers.__version__, **modules}
-        weights = {k: v.detach().cpu().contiguous() for k, v in self.unet.state_dict().items()}
-        # safetensors' own writer, and with it diffusers', leaves mode 0600: a group could not read its own model
-        checkpoint.write(folder / "unet" / WEIGHTS_FILE, safetensors.torch.save(weights, {"format": "pt"}))
-        checkpoint.write(folder / "unet" / CONFIG_FILE, self.unet.to_json_string().encode())
+        for name, net in self._networks().items():
+            weights = {k: v.detach().cpu().contiguous() for k, v in net.state_dict().items()}
+            # safetensors' own writer, and with it diffusers', leaves mode 0600: a group could not read its own model
+            checkpoint.write(folder / name / WEIGHTS_FILE, safetensors.torch.save(weights, {"format": "pt"}))
+            checkpoint.write(folder / name / CONFIG_FILE, net.to_json_string().encode())
+        if isinstance(self.space, LatentSpace) and self.card.latent is not None:
+            (folder / PROMPT_FILE).parent.mkdir(exist_ok=True)
+            checkpoint.write(folder / PROMPT_FILE, latent.prompt_bytes(self.card.latent.prompt, self.space.prompt))
         checkpoint.write(folder / "scheduler" / SCHEDULER_FILE, self.scheduler.to_json_string().encode())
         checkpoint.write(folder / CARD_FILE, (self.card.model_dump_json(indent=1) + "\n").encode())
         checkpoint.write(folder / INDEX_FILE, (json.dumps(index, indent=1) + "\n").encode())
@@ -141,7 +189,11 @@ class SAR2OptPipeline(DiffusionPipeline):
     def from_pretrained(cls, folder: str | os.PathLike) -> Self:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Load a model folder of ours, or of a run: local files, safetensors and JSON only, on the CPU."""
         folder = _model_folder(Path(folder))
-        card, unet, scheduler = _read_card(folder), load_unet(folder / "unet"), _read_scheduler(folder)
+        card, scheduler = read_card(folder), _read_scheduler(folder)
+        if card.latent is not None:
+            unet, space = load_latent_unet(folder / "unet"), read_space(folder, card.latent, tuple(card.sar["bands"]))
+            return cls(unet, scheduler, card, space)
+        unet = load_unet(folder / "unet")
         if unet.config["in_channels"] - OPT_CHANNELS != len(card.sar["bands"]):
             raise UserError(
                 f"{folder}: the network has {unet.config['in_channels']} input channels, 3 + {len(card.sar['bands'])} "
@@ -149,15 +201,65 @@ class SAR2OptPipeline(DiffusionPipeline):
             )
         return cls(unet, scheduler, card)
 
-    def translate(self, sar: Tensor, draw: Draws, steps: int | None = None, sampler: str | None = None) -> Tensor:
+    def translate(
+        self,
+        sar: Tensor,
+        draw: Draws,
+        steps: int | None = None,
+        sampler: str | None = None,
+        predict: Callable[..., Tensor] | None = None,
+    ) -> Tensor:
         """[B,b,H,W] -> [B,3,H,W], both in [-1, 1]: any size, by reflecting up to the network's stride."""
         card, (height, width) = self.card, sar.shape[2:]
         steps = card.steps if steps is None else steps
         output = sample(
-            self.unet, self.scheduler_for(sampler, steps), pad(sar.to(self.device), stride(self.unet)), draw, steps,
-            noise_offset=card.noise_offset, guidance=card.guidance, start_noise=card.start_noise,
+            self.unet, self.scheduler_for(sampler, steps), pad(sar.to(self.device), self.space.multiple(self.unet)),
+            draw, steps, noise_offset=card.noise_offset, guidance=card.guidance, start_noise=card.start_noise,
+            space=self.space, predict=predict,
         )  # fmt: skip
         return output[..., :height, :width]
+
+    @torch.no_grad()
+    def confident(
+        self, sar: Tensor, draw: Draws, steps: int | None = None, sampler: str | None = None, of_clean: bool = False
+    ) -> tuple[Tensor, Confidence]:
+        """``translate``, and how sure the network was half-way: of its target, or (``of_clean``) of the clean latent.
+
+        Variances of different timesteps cannot be compared.
+        """
+        card, space = self.require_confidence()
+        said: list[tuple[Tensor, Tensor]] = []
+
+        def predict(unet: torch.nn.Module, x_t: Tensor, t: Tensor, cond: Tensor) -> Tensor:
+            out = space.outputs(unet, x_t, t, cond)
+            said.append((t, out[:, space.channels :]))
+            return out[:, : space.channels]
+
+        output, index = self.translate(sar, draw, steps, sampler, predict), len(said) // 2
+        t, info = int(said[index][0][0]), said[index][1]
+        if card.loss == "laplace2":
+            values = confidence.enlarged(confidence.narrow_weight(info), space.factor)
+        else:
+            var = confidence.variance(info, card.var_min, card.var_max)
+            if of_clean:
+                name = OUR_NAMES[self.scheduler.config["prediction_type"]]
+                var = confidence.clean_variance(var, name, float(self.scheduler.alphas_cumprod[t]))
+            values = 1 / confidence.enlarged(var.log(), space.factor).exp()
+        height, width = sar.shape[2:]
+        return output, Confidence(values[:, 0, :height, :width].cpu(), t, index, card.loss)
+
+    def require_confidence(self) -> tuple[LatentCard, LatentSpace]:
+        """Refuse a model whose network says nothing about its error."""
+        card, space = self.card.latent, self.space
+        if card is None or not isinstance(space, LatentSpace) or not confidence.INFO_CHANNELS[card.loss]:
+            raise UserError(
+                f"a model of {self.card.method!r} has no confidence; train one with cdiff_train.py cdiff.loss=beta_nll"
+            )
+        return card, space
+
+    def _networks(self) -> dict[str, Any]:
+        """The networks of the model folder."""
+        return {"unet": self.unet} | ({"vae": self.space.vae} if isinstance(self.space, LatentSpace) else {})
 
     def _tensors(self, item: Picture) -> list[Tensor]:
         """One element of the input as tensors [b,H,W] in [-1, 1]."""
@@ -203,10 +305,26 @@ def pad(x: Tensor, multiple: int) -> Tensor:
 def model_hash(folder: Path) -> str:
     """SHA-256 of everything in a model folder that its output depends on."""
     total, folder = hashlib.sha256(), _model_folder(folder)
-    for name in (CARD_FILE, f"scheduler/{SCHEDULER_FILE}", f"unet/{CONFIG_FILE}", f"unet/{WEIGHTS_FILE}"):
+    names = [CARD_FILE, f"scheduler/{SCHEDULER_FILE}", f"unet/{CONFIG_FILE}", f"unet/{WEIGHTS_FILE}"]
+    latents = [f"vae/{CONFIG_FILE}", f"vae/{WEIGHTS_FILE}", PROMPT_FILE]
+    for name in [*names, *[name for name in latents if (folder / name).is_file()]]:
         with open(folder / name, "rb") as file:
             total.update(hashlib.file_digest(file, "sha256").digest())
     return total.hexdigest()
+
+
+def read_space(folder: Path, card: LatentCard, bands: tuple[str, ...]) -> LatentSpace:
+    """The latent space of a model folder: its codec, its stored prompt, and its rule for the SAR bands."""
+    three = ThreeBands.choose(bands, card.rule == "ratio", card.limits)
+    if three.rule != card.rule:
+        raise UserError(
+            f"{folder / CARD_FILE}: latent.rule: expected {three.rule!r} for the SAR bands {list(bands)}, found "
+            f"{card.rule!r}"
+        )
+    text, prompt = latent.read_prompt(folder)
+    if text != card.prompt:
+        raise UserError(f"{folder / PROMPT_FILE}: expected the prompt {card.prompt!r} of {CARD_FILE}, found {text!r}")
+    return LatentSpace(latent.load_vae(folder), prompt, three, card.half_decoder)
 
 
 def _folded(length: int, total: int) -> Tensor:
@@ -225,7 +343,8 @@ def _model_folder(folder: Path) -> Path:
     return folder / "model" if (folder / "model" / CARD_FILE).is_file() else folder
 
 
-def _read_card(folder: Path) -> Card:
+def read_card(folder: Path) -> Card:
+    """``sar2opt.json`` of a model folder."""
     if not folder.is_dir():
         raise UserError(f"{folder}: no such model folder; expected one written by training, such as runs/NAME/model")
     if not (folder / CARD_FILE).is_file():

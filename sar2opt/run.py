@@ -4,6 +4,7 @@ Only this module knows Accelerate and ranks. train.py holds the smallest method.
 """
 
 import importlib.util
+import math
 import os
 import signal
 import sys
@@ -136,14 +137,15 @@ class Run:
             # only this optimiser: Accelerate's own clip_grad_norm_ un-scales all of them
             self.accelerator.unscale_gradients(optimizer)
             # gradients are reduced by now: every process sees the same norm and decides alike
-            self.norms[name] = norm = nn.utils.clip_grad_norm_(net.parameters(), optim.clip_norm)
+            limit = math.inf if optim.clip_norm is None else optim.clip_norm
+            self.norms[name] = norm = nn.utils.clip_grad_norm_(net.parameters(), limit)
             for group in optimizer.param_groups:
                 group["lr"] = schedules.learning_rate(optim, self.step, self.cfg.run.max_steps)
             if self._usable(norm, name) or name in self.scalers:
                 optimizer.step()  # with fp16 the scaler skips a non-finite step itself, and lowers its scale
         optimizer.zero_grad()  # has no effect until the accumulation is full
 
-    def card(self, method: str, **own: float) -> Card:
+    def card(self, method: str, **own: Any) -> Card:
         """What the model folder of this run says beside its weights; ``own`` are fields that the method sets."""
         cfg, data = self.cfg, self.data
         return Card(
@@ -155,7 +157,7 @@ class Run:
             guidance=cfg.sample.guidance,
             lists=data.list_hashes,
             sar_percentiles=data.sar_percentiles,
-            **own,  # pyright: ignore[reportArgumentType]
+            **own,
         )
 
     def average(self, ema: nn.Module, net: nn.Module) -> None:

@@ -20,10 +20,10 @@ from . import diffusion
 from .config import Section
 from .diffusion import NoiseConfig, offset_noise
 from .draws import Draws
-from .models import predict
+from .models import PIXELS, Space, predict
 
 Sampler = Literal["ddim", "ddpm", "dpmpp", "unipc", "lcm"]
-Spacing = Literal["trailing", "leading", "linspace"]
+Spacing = Literal["trailing", "leading", "linspace", "auto"]
 Scheduler = DDIMScheduler | DDPMScheduler | DPMSolverMultistepScheduler | UniPCMultistepScheduler | LCMScheduler
 
 # x0_hat is clipped to [-1, 1] in every step; the solvers have only thresholding, which at a maximum of 1 is that clip
@@ -39,14 +39,16 @@ SAMPLERS: dict[str, tuple[type[Scheduler], dict[str, Any]]] = {
 # what a saved scheduler says about the noise, whatever its class
 _NOISE_KEYS = (
     "num_train_timesteps", "beta_schedule", "beta_start", "beta_end", "trained_betas", "prediction_type",
-    "rescale_betas_zero_snr", "timestep_spacing",
+    "rescale_betas_zero_snr", "timestep_spacing", "steps_offset",
 )  # fmt: skip
+AUTO_TRAILING = 8  # steps up to which spacing auto is trailing: leading would start from pure noise far from T-1
 
 
 class SampleConfig(Section):
     """``sample:`` how images are made in validation and, by default, from the exported model.
 
-    Steps: 50 suit ddim, 20 dpmpp and unipc, 1000 ddpm. ``guidance`` 1 is off. ``ids`` images go into the sample grid,
+    Steps: 50 suit ddim, 20 dpmpp and unipc, 1000 ddpm. ``spacing`` auto is that of the base of a latent model, and
+    trailing for up to 8 steps and in pixel space. ``guidance`` 1 is off. ``ids`` images go into the sample grid,
     ``validate_ids`` into the validation metrics.
     """
 
@@ -71,7 +73,7 @@ class FewStepsConfig(SampleConfig):
 
 def check(noise: NoiseConfig, sample: SampleConfig, condition_dropout: float) -> None:
     """Refuse, by ValueError, what cannot sample a model trained with ``noise``. For a config's validator."""
-    if noise.zero_terminal_snr and sample.spacing != "trailing":
+    if noise.zero_terminal_snr and sample.spacing not in ("trailing", "auto"):
         raise ValueError(
             f"sample.spacing={sample.spacing} with noise.zero_terminal_snr: only trailing starts from pure noise at T-1"
         )
@@ -89,6 +91,7 @@ def check(noise: NoiseConfig, sample: SampleConfig, condition_dropout: float) ->
 def build_scheduler(noise: NoiseConfig, sampler: str, spacing: str, **more: Any) -> Scheduler:
     """The diffusers scheduler of ``sampler`` for a model trained with ``noise``."""
     cls, own = SAMPLERS[sampler]
+    spacing = "trailing" if spacing == "auto" else spacing
     # everything is passed: the classes' own defaults are other betas, and leading or linspace
     return cls(**noise.scheduler_arguments(), timestep_spacing=cast(Any, spacing), **(own | more))
 
@@ -99,9 +102,12 @@ def max_steps(scheduler: Scheduler) -> int:
     return settings["original_inference_steps" if isinstance(scheduler, LCMScheduler) else "num_train_timesteps"]
 
 
-def scheduler_from(settings: dict[str, Any], sampler: str) -> Scheduler:
-    """Another sampler for the noise of a saved scheduler with config ``settings``."""
+def scheduler_from(settings: dict[str, Any], sampler: str, bounded: bool = True) -> Scheduler:
+    """Another sampler for the noise of a saved scheduler with config ``settings``. Not ``bounded``: clean samples, such
+    as latents, may leave [-1, 1]."""
     cls, own = SAMPLERS[sampler]
+    if not bounded:
+        own = own | {key: False for key in ("clip_sample", "thresholding") if key in own}
     return cls(**{key: settings[key] for key in _NOISE_KEYS if settings.get(key) is not None}, **own)
 
 
@@ -116,16 +122,20 @@ def sample(
     noise_offset: float = 0.0,
     guidance: float = 1.0,
     start_noise: float = 1.0,
+    space: Space = PIXELS,
+    predict: Callable[..., Tensor] | None = None,
 ) -> Tensor:
-    """Translate sar [B,b,H,W] to [B,3,H,W] in [-1, 1], from x_T = start_noise (eps + noise_offset n).
+    """Translate sar [B,b,H,W] to [B,3,H,W] in [-1, 1], from x_T = start_noise (eps + noise_offset n). ``predict``: in
+    place of the space's own, to see what passes.
 
     start_noise = 0 makes a network deterministic in its input: one DDIM step of a ``sample`` prediction with zero
     terminal SNR is then exactly a regression network.
     """
-    shape = (3, *sar.shape[2:])
+    cond = space.condition(sar)
+    shape = (space.channels, *cond.shape[2:])
     x_T = start_noise * offset_noise(draw, "start", shape, noise_offset)
     fresh = partial(_fresh_noise, draw, shape, noise_offset)
-    return denoise(unet, scheduler, x_T, sar, steps, fresh, guidance).clamp(-1, 1)
+    return space.decode(denoise(unet, scheduler, x_T, cond, steps, fresh, guidance, predict or space.predict))
 
 
 def denoise(
@@ -136,12 +146,13 @@ def denoise(
     steps: int,
     fresh: Callable[[int], Tensor],
     guidance: float = 1.0,
+    predict: Callable[..., Tensor] = predict,
 ) -> Tensor:
     """From x_T to x0 in ``steps`` evaluations of the network; ``fresh(t)`` is the noise of an ancestral step at t."""
     scheduler.set_timesteps(steps)
     x = x_T
     for t in scheduler.timesteps.tolist():
-        out = guided(unet, x, torch.full((len(x),), t, device=x.device), sar, guidance)
+        out = guided(unet, x, torch.full((len(x),), t, device=x.device), sar, guidance, predict)
         if isinstance(scheduler, DDPMScheduler):
             x = ancestral_step(scheduler, out, t, x, fresh(t))
         elif isinstance(scheduler, LCMScheduler):

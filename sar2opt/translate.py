@@ -111,9 +111,9 @@ def other_settings(manifest: Path, settings: dict[str, Any], outputs: set[str]) 
     # a full disk may have left half a line; a later line replaces an earlier one
     newest = {record["output"]: record for record in (json.loads(line) for line in lines if line.endswith("}"))}
     return [
-        f"{output}: " + ", ".join(f"{key} {newest[output][key]}, now {settings[key]}" for key in differing)
+        f"{output}: " + ", ".join(f"{key} {newest[output].get(key)}, now {settings[key]}" for key in differing)
         for output in sorted(outputs & newest.keys())
-        if (differing := [key for key in settings if newest[output][key] != settings[key]])
+        if (differing := [key for key in settings if newest[output].get(key) != settings[key]])
     ]
 
 

@@ -13,25 +13,19 @@ from . import checkpoint, images, partners
 from .config import UserError
 from .data import to_uint8
 from .measure import progress
+from .models.latent import load_vae
 
 
 @torch.no_grad()
 def write(base: Path | None, target: Path | None, folder: Path, device: torch.device) -> None:
     """One PNG per image of ``target`` below ``folder``, with the codec in ``base``/vae; float32, mean of the posterior,
     sides reflected up to the codec's stride."""
-    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-
     if base is None or target is None:
         raise UserError("--vae-bound: needs --base BASE, a model folder with vae/, and --target DIR")
-    if not (base / "vae" / "config.json").is_file():
-        raise UserError(f"--base {base}: no vae/config.json in it; expected a local Stable Diffusion folder")
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise UserError("--vae-bound: runs in one process; then score its images with --pred under torchrun")
-    try:
-        vae = AutoencoderKL.from_pretrained(base / "vae", local_files_only=True, use_safetensors=True)
-    except OSError as error:
-        raise UserError(f"--base {base}: its codec does not load: {error}") from None
-    vae.eval().to(device)  # pyright: ignore[reportArgumentType]  diffusers wraps the method
+    vae = load_vae(base)
+    vae.to(device)  # pyright: ignore[reportArgumentType]  diffusers wraps the method
     stride = 2 ** (len(vae.config["block_out_channels"]) - 1)
     found = partners.files(target, "--target", partners.PICTURES)
     for name, path in progress(iter(found.items()), len(found), "codec", True):

@@ -24,6 +24,7 @@ CONFIGS = {  # entry script -> its smoke config
     "train": "train/smoke",
     "lcm_train": "lcm/smoke",
     "lcm_adv_train": "lcm_adv/smoke",
+    "cdiff_train": "cdiff/smoke",
     "scripts.baseline": "baseline/smoke",
 }
 TAUGHT = {"lcm_train", "lcm_adv_train"}  # need the model of another training
@@ -67,6 +68,17 @@ def teacher() -> Path:
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     run("train", folder / "teacher", run__sample_every=0, run__validate_every=0)
     return folder / "teacher"
+
+
+@functools.cache
+def tiny_base() -> Path:
+    """A Stable Diffusion folder of scripts/make_tiny_sd.py, made once and removed at exit."""
+    from scripts import make_tiny_sd
+
+    folder = Path(tempfile.mkdtemp(prefix="sar2opt-tiny-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    make_tiny_sd.main([str(folder / "tiny-sd")])
+    return folder / "tiny-sd"
 
 
 def finish(ranks: list, timeout: float = 120) -> list[int]:

@@ -3,22 +3,25 @@
 import pytest
 import yaml
 
+import cdiff_train
 import lcm_adv_train
 import lcm_train
 import train
 from sar2opt import config
 from scripts import baseline
 
-from .launch import ROOT, TAUGHT, call, teacher
+from .launch import ROOT, TAUGHT, call, teacher, tiny_base
 
 SCRIPTS = {
     "train": ("train", train.Config),
     "lcm": ("lcm_train", lcm_train.Config),
     "lcm_adv": ("lcm_adv_train", lcm_adv_train.Config),
+    "cdiff": ("cdiff_train", cdiff_train.Config),
     "baseline": ("scripts.baseline", baseline.Config),
 }
 ALONE = {  # run on generated pairs
     "train/smoke", "train/demo", "baseline/smoke", "lcm/smoke", "lcm/demo", "lcm_adv/smoke", "lcm_adv/demo",
+    "cdiff/smoke", "cdiff/demo",
 }  # fmt: skip
 REAL = {
     "train/cities",
@@ -35,6 +38,14 @@ THEIRS = {
     "lcm/sen12",
     "lcm_adv/sen12",
     "lcm_adv/published",
+    "cdiff/sar2opt-stage1",
+    "cdiff/sar2opt-stage2",
+    "cdiff/sar2opt-scratch",
+    "cdiff/sar2opt-onestage",
+    "cdiff/qxs-stage1",
+    "cdiff/qxs-stage2",
+    "cdiff/spacenet6-stage1",
+    "cdiff/spacenet6-stage2",
 }  # on data that everyone has elsewhere
 CONFIGS = {path.relative_to(ROOT / "configs").with_suffix("").as_posix() for path in ROOT.glob("configs/*/*.yaml")}
 
@@ -43,7 +54,8 @@ def command(name, *arguments):
     """The entry script of a config in a process of its own."""
     module = SCRIPTS[name.split("/")[0]][0]
     taught = [f"model.init_from={teacher()}"] if module in TAUGHT else []
-    return call(module, f"configs/{name}.yaml", *taught, *arguments)
+    based = [f"cdiff.base={tiny_base()}"] if name == "cdiff/demo" else []
+    return call(module, f"configs/{name}.yaml", *taught, *based, *arguments)
 
 
 def test_every_config_is_known_here():

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 
+import cdiff_train
 import lcm_adv_train
 import lcm_train
 import train
@@ -24,6 +25,9 @@ CASES = {
     "lcm_adv": (lcm_adv_train, "AdversarialLCM", "lcm_adv/smoke"),
     "lcm_adv, patch": (lcm_adv_train, "AdversarialLCM", "lcm_adv/smoke", "lcm_adv.critic.kind=patch"),
     "lcm_adv, target": (lcm_adv_train, "AdversarialLCM", "lcm_adv/smoke", "lcm_adv.real=target"),
+    "cdiff": (cdiff_train, "CDiff", "cdiff/smoke"),
+    "cdiff, beta_nll": (cdiff_train, "CDiff", "cdiff/smoke", "cdiff.loss=beta_nll"),
+    "cdiff, laplace2": (cdiff_train, "CDiff", "cdiff/smoke", "cdiff.loss=laplace2"),
     "regression": (baseline, "build", "baseline/smoke"),
     "pix2pix": (baseline, "build", "baseline/smoke", "baseline.kind=pix2pix"),
 }

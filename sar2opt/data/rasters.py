@@ -8,7 +8,7 @@ import struct
 import warnings
 import zlib
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -96,6 +96,23 @@ def read_easting(path: str | Path) -> tuple[str, float]:
     if crs is None or not crs.is_projected or crs.linear_units_factor[1] != 1:
         raise UserError(f"{path}: a geographic split needs a projection in metres, found {crs or 'none'}")
     return crs.to_string(), float(easting)
+
+
+def read_georeference(path: str | Path) -> dict[str, Any]:
+    """Where a TIFF lies: ``crs`` and ``transform``, or ``crs`` and ``gcps``; empty where it does not say."""
+    path = safe_file(path)
+    if (kind := sniff(path)) != TIFF:
+        return {}
+    try:
+        with _rasterio_open(path, kind) as source:
+            gcps, crs = source.gcps
+            if gcps:
+                return {"crs": crs, "gcps": gcps}
+            if source.crs is None and source.transform.is_identity:
+                return {}
+            return {"crs": source.crs, "transform": source.transform}
+    except DECODER_ERRORS as error:
+        raise _undecodable(path, kind, error) from None
 
 
 def safe_file(path: str | Path) -> Path:

@@ -112,8 +112,8 @@ def stride(unet: UNet2DModel) -> int:
 
 def load_unet(folder: Path) -> UNet2DModel:
     """The network saved in ``folder`` (config.json and safetensors), in eval mode; every key must fit."""
-    weights = _weights(folder)
-    return unet_from(_settings(folder), weights, folder)
+    weights = read_unet_weights(folder)
+    return unet_from(read_settings(folder), weights, folder)
 
 
 def unet_from(settings: dict[str, Any], weights: dict[str, Tensor], source: Path) -> UNet2DModel:
@@ -136,7 +136,7 @@ def _architecture(cfg: UNetConfig) -> dict:
 def _initialise_(unet: UNet2DModel, cfg: UNetConfig, folder: Path) -> None:
     """Copy the weights of ``folder`` into ``unet``, fitting their number of SAR bands to it."""
     folder = folder / "unet" if (folder / "unet").is_dir() else folder
-    weights, have = _weights(folder), _settings(folder)
+    weights, have = read_unet_weights(folder), read_settings(folder)
     want = {"out_channels": OPT_CHANNELS, **_architecture(cfg)}
     want.pop("dropout")  # no weight depends on it
     require_equal(folder, want, {key: have.get(key) for key in want})
@@ -160,17 +160,19 @@ def fit_bands(weight: Tensor, in_channels: int) -> Tensor:
     return weight
 
 
-def _settings(folder: Path) -> dict:
+def read_settings(folder: Path) -> dict:
+    """config.json of a network."""
     try:
         settings = json.loads((folder / CONFIG_FILE).read_bytes())
     except (OSError, ValueError) as error:
         raise UserError(f"{folder / CONFIG_FILE}: not readable: {error}") from None
     if not isinstance(settings, dict) or "block_out_channels" not in settings:
-        raise UserError(f"{folder / CONFIG_FILE}: expected the settings of a UNet2DModel")
+        raise UserError(f"{folder / CONFIG_FILE}: expected the settings of a U-Net")
     return settings
 
 
-def _weights(folder: Path) -> dict[str, Tensor]:
+def read_unet_weights(folder: Path) -> dict[str, Tensor]:
+    """The weights in the folder of a network, in float32."""
     file = folder / WEIGHTS_FILE
     if not file.is_file():
         found = sorted(path.name for path in folder.glob("*"))[:5] if folder.is_dir() else "no such folder"
