@@ -29,6 +29,8 @@ Arrays = dict[str, np.ndarray]
 T = TypeVar("T")
 CHUNK = 4  # images that a worker takes at once
 LINE_SECONDS = 10  # between lines of progress
+# workers are as many as there are cores; arrays of an image come from kept memory: new pages cost half of the time
+WORKERS = {"OMP_NUM_THREADS": "1", "MALLOC_TRIM_THRESHOLD_": f"{1 << 28}", "MALLOC_MMAP_THRESHOLD_": f"{1 << 28}"}
 LONGEST = timedelta(days=2)  # that processes wait for the first one
 
 
@@ -103,7 +105,8 @@ class Team:
         if not parallel or self.workers == 1:
             return (function(*job) for job in jobs)
         if self._pool is None:
-            os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the workers: they are as many as there are cores
+            for name, value in WORKERS.items():
+                os.environ.setdefault(name, value)
             context = multiprocessing.get_context("forkserver")
             self._pool = ProcessPoolExecutor(self.workers, context)
         return self._pool.map(function, *zip(*jobs, strict=True))

@@ -230,7 +230,7 @@ def read_rgb(path: Path, size: Size) -> np.ndarray:
         with Image.open(path) as image:
             if image.mode not in ("L", "RGB"):
                 raise UserError(f"{path}: a picture of mode {image.mode}; expected 8-bit RGB or grey")
-            pixels = np.asarray(image.convert("RGB"))
+            pixels = np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
     except DECODER_ERRORS as error:
         raise UserError(f"{path}: damaged: {error}") from None
     return centre(pixels, size)

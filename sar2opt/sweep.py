@@ -203,9 +203,9 @@ def summary(rows: list[Row]) -> str:
     """What is printed, at most 80 columns: the table, what was skipped, and warnings."""
     results = rows[0].results
     cells = {row.setting.name: row.values for row in rows}
-    title = f"{evaluation.title(results)}; calls of the network and seconds per image"
+    title = [evaluation.title(results), "calls: of the network; seconds: per image, in one process"]
     lines = evaluation.blocks(cells, [*rows[0].values])
-    return "\n".join([title, *lines, "", *evaluation.skips(results), *[f"warning: {w}" for w in _warnings(rows)]])
+    return "\n".join([*title, *lines, "", *evaluation.skips(results), *[f"warning: {w}" for w in _warnings(rows)]])
 
 
 def _warnings(rows: list[Row]) -> list[str]:

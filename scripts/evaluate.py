@@ -17,7 +17,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # also where the package is not installed
 
-from sar2opt import config, evaluation, recipes, report, sweep, translate, vaebound  # noqa: E402
+from sar2opt import config, evaluation, recipes, report, translate, vaebound  # noqa: E402
 from sar2opt.config import UserError, natural, positive  # noqa: E402
 from sar2opt.evaluation import Request  # noqa: E402
 
@@ -43,6 +43,8 @@ def main(argv: list[str]) -> None:
 
 
 def _sweep(args: dict[str, Any], plan: dict[str, Any]) -> None:
+    from sar2opt import sweep  # with diffusers, which takes seconds
+
     for key in ("base", "vae_bound"):
         del args[key]
     args["out"] = args["pred"] = args["out"] or args["model"].with_name(f"{args['model'].resolve().name}-steps")
