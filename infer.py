@@ -17,7 +17,7 @@ import torch
 from tqdm import tqdm
 
 from sar2opt import config, translate
-from sar2opt.config import UserError
+from sar2opt.config import UserError, natural, positive
 from sar2opt.data import SarRadiometry
 from sar2opt.pipeline import SAR2OptPipeline, model_hash
 from sar2opt.progress import clock
@@ -80,26 +80,14 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--model", type=Path, required=True, help="model folder, or the run folder it lies in")
     parser.add_argument("--input", type=Path, required=True, help="an image, or a folder of images and folders")
     parser.add_argument("--output", type=Path, required=True, help="folder for the PNG files and manifest.jsonl")
-    parser.add_argument("--steps", type=_positive, help="sampler steps; default: what the model recommends")
+    parser.add_argument("--steps", type=positive, help="sampler steps; default: what the model recommends")
     parser.add_argument("--sampler", help="ddim, ddpm, dpmpp or unipc; default: what the model recommends")
-    parser.add_argument("--seed", type=_natural, default=0)
-    parser.add_argument("--batch-size", type=_positive, default=4, help="images translated at once, of equal size")
+    parser.add_argument("--seed", type=natural, default=0)
+    parser.add_argument("--batch-size", type=positive, default=4, help="images translated at once, of equal size")
     parser.add_argument("--grid", action="store_true", help="also write OUTPUT-grid.png, SAR beside output")
     parser.add_argument("--overwrite", action="store_true", help="make finished outputs anew")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
     return parser.parse_args(argv)
-
-
-def _positive(text: str) -> int:
-    if (value := int(text)) < 1:
-        raise argparse.ArgumentTypeError(f"{text}: expected 1 or more")
-    return value
-
-
-def _natural(text: str) -> int:
-    if (value := int(text)) < 0:
-        raise argparse.ArgumentTypeError(f"{text}: expected 0 or more")
-    return value
 
 
 if __name__ == "__main__":

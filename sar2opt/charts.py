@@ -25,6 +25,16 @@ class Series(NamedTuple):
     labels: Sequence[str] = ()  # text beside each point
 
 
+class Plot(NamedTuple):
+    """The arguments of ``chart``."""
+
+    title: str
+    series: Sequence[Series]
+    x_label: str
+    y_label: str
+    log: str = ""
+
+
 class Axis(NamedTuple):
     """From values ``low``..``high`` to pixels ``start``..``end``."""
 
@@ -116,9 +126,9 @@ def _figure(title: str, series: Sequence[Series], content: Sequence[Html]) -> Ht
 
 
 def _svg(title: str, series: Sequence[Series], x_label: str, y_label: str, log: str) -> Html:
-    x = _axis([v for s in series for v in s.x], "x" in log, LEFT, WIDTH - RIGHT)
+    x = axis([v for s in series for v in s.x], "x" in log, LEFT, WIDTH - RIGHT)
     highs = [v for s in series for v in [*s.y, *[end for bar in s.bars for end in bar]]]
-    y = _axis(highs, "y" in log, HEIGHT - BOTTOM, TOP)
+    y = axis(highs, "y" in log, HEIGHT - BOTTOM, TOP)
     grids, texts = [], []
     for value, label in ticks(x.low, x.high, x.log).items():
         grids.append(_line(x.at(value), TOP, x.at(value), HEIGHT - BOTTOM))
@@ -151,7 +161,7 @@ def _series(series: Series, x: Axis, y: Axis) -> Html:
     return tag("g", *parts, class_=f"series {series.mark}", style=f"--c:{series.colour}")
 
 
-def _axis(values: Sequence[float], log: bool, start: float, end: float) -> Axis:
+def axis(values: Sequence[float], log: bool, start: float, end: float) -> Axis:
     """Room for all finite values, with a margin where they do not fill an axis that starts at zero."""
     finite = [v for v in values if math.isfinite(v) and (v > 0 or not log)] or [1.0]
     low, high = min(finite), max(finite)

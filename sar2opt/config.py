@@ -3,6 +3,7 @@
 Errors name file, line, column and key, suggest the nearest valid key, and come all at once.
 """
 
+import argparse
 import difflib
 import hashlib
 import json
@@ -144,6 +145,20 @@ def command_line(main: Callable[[list[str]], None]) -> None:
     except MachineError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         sys.exit(3)
+
+
+def positive(text: str) -> int:
+    """A type of argparse: 1 or more."""
+    if (value := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{text}: expected 1 or more")
+    return value
+
+
+def natural(text: str) -> int:
+    """A type of argparse: 0 or more."""
+    if (value := int(text)) < 0:
+        raise argparse.ArgumentTypeError(f"{text}: expected 0 or more")
+    return value
 
 
 def _message(cls: type[Section], error: dict[str, Any], marks: Marks, path: str) -> str:

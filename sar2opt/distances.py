@@ -108,6 +108,11 @@ def spectrum(target: np.ndarray, output: np.ndarray) -> float:
     return float(np.sqrt(np.mean((10 * np.log10((output + 1) / (target + 1))) ** 2)))
 
 
+def high_frequencies(rings: np.ndarray) -> np.ndarray:
+    """Sums of the powers [...,k] of ``metrics.ring_power`` above a quarter cycle per px, which is half of Nyquist."""
+    return rings[..., rings.shape[-1] // 2 :].sum(-1)  # ring i lies at (i + 1) / side, and k = side // 2
+
+
 # Sliced Wasserstein distance of Laplacian-pyramid patches -------------------------------------------------------------
 
 

@@ -6,7 +6,8 @@ A number without its recipe is not a result: every value stands beside its recip
 import csv
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -84,21 +85,34 @@ class Results(NamedTuple):
 
 def evaluate(request: Request) -> Results | None:
     """Score a folder and write metrics.json and per_image.csv into ``request.out``. None except in the main process."""
-    ready = _prepare(request)
+    folders = folders_of(request)
+    items, notes = partners.find(request.pred, folders, request.allow_missing)
+    ready = prepare(request, items, notes, _train(request, folders, has_sar=items[0].sar is not None))
+    with gathered(request.out, request.workers) as team:
+        return score(team, request, ready, {})
+
+
+@contextmanager
+def gathered(out: Path, workers: int) -> Iterator[Team]:
+    """The processes of this evaluation, which writes into ``out``."""
     try:
-        request.out.mkdir(parents=True, exist_ok=True)
-        with Team(request.out / ".tmp-evaluation", request.workers) as team:
-            known: Arrays = {}
-            measured = measure.measure(team, "output", ready.items, ready.sizes, ready.wanted, known)
-            baselines = _baselines(team, request, ready, known)
-        if measured is None:
-            return None
-        results = _results(request, ready, measured, baselines)
-        checkpoint.put(request.out / "per_image.csv", _table(request, ready.items, measured.columns).encode())
-        text = json.dumps(results, indent=1, allow_nan=False, ensure_ascii=False)
-        checkpoint.put(request.out / "metrics.json", text.encode())
+        out.mkdir(parents=True, exist_ok=True)
+        with Team(out / ".tmp-evaluation", workers) as team:
+            yield team
     except OSError as error:
-        raise MachineError(f"{request.out}: {error}; start again when there is room") from error
+        raise MachineError(f"{out}: {error}; start again when there is room") from error
+
+
+def score(team: Team, request: Request, ready: Prepared, known: Arrays) -> Results | None:
+    """``evaluate`` what is prepared; ``known`` keeps the features of the targets for other outputs of these images."""
+    measured = measure.measure(team, "output", ready.items, ready.sizes, ready.wanted, known)
+    baselines = _baselines(team, request, ready, known)
+    if measured is None:
+        return None
+    results = _results(request, ready, measured, baselines)
+    checkpoint.put(request.out / "per_image.csv", _table(request, ready.items, measured.columns).encode())
+    text = json.dumps(results, indent=1, allow_nan=False, ensure_ascii=False)
+    checkpoint.put(request.out / "metrics.json", text.encode())
     folders = (_folder({item.id: getattr(item, side) for item in ready.items}) for side in ("target", "sar"))
     return Results(results, _curves(measured, ready.sizes[0]), *folders)
 
@@ -115,13 +129,30 @@ def _folder(paths: dict[str, Path | None]) -> Path | None:
 # before any work ------------------------------------------------------------------------------------------------------
 
 
-def _prepare(request: Request) -> Prepared:
+def folders_of(request: Request) -> Folders:
+    """Where the truth is."""
     made = manifest.read(request.manifest) if request.manifest else None
-    rows, root = (made.of(request.split), Path(made.facts["root"])) if made else (None, Path())
-    if rows == []:
+    if made is None:
+        return Folders(request.target, request.sar)
+    if not (rows := made.of(request.split)):
         raise UserError(f"--split {request.split}: {request.manifest} has no pair of this split")
-    folders = Folders(request.pred, request.target, request.sar, rows, root)
-    items, notes = partners.find(folders, request.allow_missing)
+    return Folders(request.target, request.sar, rows, made.of("train"), Path(made.facts["root"]))
+
+
+def _train(request: Request, folders: Folders, has_sar: bool) -> list[partners.Pair]:
+    """The pairs that baselines learn from."""
+    if not request.baselines:
+        return []
+    train = partners.train_pairs(request.train_sar, request.train_target, folders.train, folders.root)
+    if not train and not has_sar:
+        raise UserError(
+            "--baselines: needs --train-target (and --train-sar), a --manifest with a train split, or --sar"
+        )
+    return train
+
+
+def prepare(request: Request, items: list[Item], notes: list[str], train: list[partners.Pair]) -> Prepared:
+    """Check all that can be wrong, before any work."""
     sizes = partners.sizes(items, request.crop)
     chosen = _chosen(request, has_sar=items[0].sar is not None)
     skipped, paths = _skipped(request, chosen, len(items), sizes)
@@ -133,14 +164,6 @@ def _prepare(request: Request) -> Prepared:
     kinds = {recipes.FEATURES[key] for key in metrics if key in recipes.FEATURES} | (metrics & PERCEPTUAL.keys())
     judges = Judges(kinds, paths, request.device) if kinds else None
     wanted = Wanted(metrics, radiometry, judges, request.batch_size, floor="swd" in metrics)
-    train = []
-    if request.baselines:
-        pairs = made.of("train") if made else None
-        train = partners.train_pairs(request.train_sar, request.train_target, pairs, root)
-        if not train and items[0].sar is None:
-            raise UserError(
-                "--baselines: needs --train-target (and --train-sar), a --manifest with a train split, or --sar"
-            )
     return Prepared(items, sizes, chosen, skipped, paths, train, wanted, notes)
 
 
@@ -181,7 +204,7 @@ def _skipped(
             skipped[metric] = _reason(reason, "add --force")
         elif metric in recipes.FEATURES and n < 2:
             skipped[metric] = _reason("one image has no covariance", "evaluate more images")
-        elif metric in ("swd", "swd_own", "spectrum") and len(set(sizes)) > 1:
+        elif metric in recipes.SET and len(set(sizes)) > 1:
             reason = f"images have {len(set(sizes))} sizes, the largest {max(sizes)[1]} x {max(sizes)[0]} px"
             skipped[metric] = _reason(reason, "evaluate images of one size at once")
     return skipped, {key: place for key, place in found.items() if isinstance(place, Path)}
@@ -295,6 +318,11 @@ def _value(key: str, measured: Measured, scenes: Sequence[str]) -> tuple[Any, An
         total = distances.mean(to_target)
         interval = distances.bootstrap(to_sar[:, None], to_target, scenes)[0]
         return (distances.mean(to_sar) / total, interval, {}) if total else (None, None, {})
+    if key == "hf_energy":
+        target, output = distances.high_frequencies(measured.rings).T
+        if not (total := distances.mean(target)):
+            return None, None, {}
+        return distances.mean(output) / total, distances.bootstrap(output[:, None], target, scenes)[0], {}
     if key == "spectrum":
         return distances.spectrum(*_mean_rings(measured)), None, {}
     if key in ("swd", "swd_own"):
@@ -347,9 +375,8 @@ def _table(request: Request, items: list[Item], columns: Arrays) -> str:
 
 def summary(results: dict[str, Any]) -> str:
     """One line per metric, at most 80 columns; then baselines, what was skipped, and warnings."""
-    inputs, width = results["inputs"], max(map(len, [*results["metrics"], "metric"]))
-    size = f", {inputs['size'][1]} x {inputs['size'][0]} px" if inputs["size"] else ""
-    lines = [f"{inputs['n']} images{size}; convention {results['convention']}; 95 % intervals"]
+    width = max(map(len, [*results["metrics"], "metric"]))
+    lines = [f"{title(results)}; 95 % intervals"]
     lines.append(f"{'metric':{width}} {'value':>9} {'interval':19} {'n':>5}  recipe")
     for key, record in results["metrics"].items():
         if isinstance(record["value"], list):
@@ -358,19 +385,34 @@ def summary(results: dict[str, Any]) -> str:
             middle = f"{number(record['value']):>9} {_interval(record):19}"
         lines.append(f"{key:{width}} {middle} {record['n']:>5}  {recipes.METRICS[key].short}"[:WIDTH])
     lines += _baseline_lines(results)
+    lines += skips(results)
+    lines += [f"warning: {text}" for text in warnings(results)]
+    return "\n".join(lines)
+
+
+def title(results: dict[str, Any]) -> str:
+    """What was measured, in half a line."""
+    inputs = results["inputs"]
+    size = f", {inputs['size'][1]} x {inputs['size'][0]} px" if inputs["size"] else ""
+    return f"{inputs['n']} images{size}; convention {results['convention']}"
+
+
+def skips(results: dict[str, Any]) -> list[str]:
+    """Two lines per reason: the metrics, and the command that brings them."""
     groups: dict[tuple[str, str], list[str]] = {}
     for key, skip in results["skipped"].items():
         groups.setdefault((skip["reason"], skip["command"]), []).append(key)
-    for (reason, command), keys in groups.items():
-        lines += [f"skipped {', '.join(keys)}: {reason}", f"  {command}"]
-    lines += [f"warning: {text}" for text in _warnings(results)]
-    return "\n".join(lines)
+    return [
+        line
+        for (reason, command), keys in groups.items()
+        for line in (f"skipped {', '.join(keys)}: {reason}", f"  {command}")
+    ]
 
 
 def number(value: float | None) -> str:
     """About five digits."""
-    if value is None:
-        return "-"
+    if value is None or isinstance(value, int):
+        return "-" if value is None else str(value)
     size = abs(value)
     return f"{value:.{4 if size < 10 else 3 if size < 100 else 2 if size < 1000 else 1}f}"
 
@@ -388,15 +430,20 @@ def _baseline_lines(results: dict[str, Any]) -> list[str]:
         return []
     keys = [k for k in results["metrics"] if k not in ("rgb_shift", "edge_sar_target")]
     rows = {"this output": results["metrics"], **results["baselines"]}
+    return [*blocks({name: {k: values[k]["value"] for k in keys} for name, values in rows.items()}, keys), ""]
+
+
+def blocks(rows: dict[str, dict[str, float | None]], keys: list[str]) -> list[str]:
+    """A table in parts of as many columns as fit in 80, an empty line before each."""
     lines = []
-    for start in range(0, len(keys), 6):  # as many columns as fit in 80
+    for start in range(0, len(keys), 6):
         block = keys[start : start + 6]
-        lines += ["", f"{'':18}" + "".join(f"{key[:10]:>10}" for key in block)]
+        lines += ["", f"{'':20}" + "".join(f"{key[:9]:>10}" for key in block)]
         for name, values in rows.items():
-            lines.append(f"{name:18}" + "".join(f"{number(values[key]['value']):>10}" for key in block))
-    return [*lines, ""]
+            lines.append(f"{name[:20]:20}" + "".join(f"{number(values[key]):>10}" for key in block))
+    return lines
 
 
-def _warnings(results: dict[str, Any]) -> list[str]:
+def warnings(results: dict[str, Any]) -> list[str]:
     found = [f"{key}: {text}" for key, record in results["metrics"].items() for text in record["warnings"]]
     return [*results["inputs"]["notes"], *dict.fromkeys(found)]

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, Self, TypeVar
 import numpy as np
 from tqdm import tqdm
 
-from . import distances, scoring
+from . import distances, recipes, scoring
 from .data import SarRadiometry
 from .networks import FEATURE, PERCEPTUAL, Judges
 from .partners import Item, Size
@@ -175,7 +175,7 @@ def _work(team: Team, folder: Path, items: list[Item], sizes: list[Size], wanted
         corners = tuple(folder / f"corners-{team.rank}-{i}.npy" for i in range(1 + len(halves)))
         for path, plans in zip(corners, [levels, *halves], strict=True):
             np.save(path, np.stack([(plan.y, plan.x) for plan in plans]))
-    rings = equal and wanted.any("spectrum")
+    rings = equal and wanted.any(*recipes.RINGS)
     return Work(tuple(columns), tuple(groups), rings, wanted.radiometry, spool, corners)
 
 

@@ -185,14 +185,6 @@ def ring_power(image: np.ndarray) -> np.ndarray:
     return (sums / np.maximum(counts, 1))[1 : side // 2 + 1]
 
 
-def high_frequency(image: np.ndarray) -> float:
-    """Energy of the luma above half Nyquist, 0.25 cycles per px, from ``ring_power``; at least that of rounding to 8
-    bits, so that flat images have ratios too."""
-    rings = ring_power(image)
-    k = np.arange(1, len(rings) + 1)
-    return float(max((k * rings)[k > len(rings) / 2].sum(), 1e-3 * k[k > len(rings) / 2].sum()))
-
-
 def colour_gauge(target: np.ndarray, output: np.ndarray) -> dict[str, float]:
     """The colour cast: ``shift_c`` = mean(output) - mean(target) in grey values, and ``contrast_c`` = std(output) /
     std(target), for c = r, g, b. A perfect image has 0 and 1; a standard deviation below one grey value counts as one,

@@ -3,12 +3,13 @@
 import difflib
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from PIL import Image
+from torch import Tensor
 
 from .config import UserError
 from .data import SarRadiometry, manifest
@@ -18,6 +19,7 @@ PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")  # of which targets and ou
 SUFFIXES = (*PICTURES, ".npy")
 SHOWN = 5
 MIN_SIDE = 11  # px: SSIM's window
+Pixels = TypeVar("Pixels", np.ndarray, Tensor)
 
 
 class Item(NamedTuple):
@@ -36,7 +38,7 @@ class Size(NamedTuple):
 
 
 class Pair(NamedTuple):
-    """A pair of the training split, for baselines."""
+    """An image without an output: of the training split, for baselines, or one that a model is to translate."""
 
     id: str
     sar: Path | None
@@ -47,21 +49,43 @@ class Folders(NamedTuple):
     """Where things are. With ``rows`` of a manifest below ``root``, these say which images count; ``sar`` and
     ``target`` then default to the manifest's files."""
 
-    pred: Path
     target: Path | None
     sar: Path | None
     rows: list[manifest.Row] | None = None
+    train: list[manifest.Row] | None = None
     root: Path = Path()
 
+    @property
+    def scenes(self) -> dict[str, str]:
+        """Of every id, where the manifest knows it."""
+        return {row.id: row.scene for row in self.rows or []}
 
-def find(folders: Folders, allow_missing: bool) -> tuple[list[Item], list[str]]:
+
+def find(pred: Path, folders: Folders, allow_missing: bool) -> tuple[list[Item], list[str]]:
     """The images by id, and warnings. Missing and extra files are an error, or with ``allow_missing`` a warning."""
-    sides = {"--pred": files(folders.pred, "--pred", PICTURES), "--target": _side(folders, "target", PICTURES)}
+    sides = {"--pred": files(pred, "--pred", PICTURES), "--target": _side(folders, "target", PICTURES)}
     if folders.sar or folders.rows:
         sides["--sar"] = _side(folders, "sar", SUFFIXES)
+    ids, notes = _common(sides, folders.rows, allow_missing)
+    sar = sides.get("--sar", {})
+    return [
+        Item(i, sides["--pred"][i], sides["--target"][i], sar.get(i), folders.scenes.get(i, "")) for i in ids
+    ], notes
+
+
+def pairs(folders: Folders) -> list[Pair]:
+    """SAR and target by id. Missing and extra files are an error."""
+    sides = {"--sar": _side(folders, "sar", SUFFIXES), "--target": _side(folders, "target", PICTURES)}
+    return [Pair(i, sides["--sar"][i], sides["--target"][i]) for i in _common(sides, folders.rows, False)[0]]
+
+
+def _common(
+    sides: dict[str, dict[str, Path]], rows: list[manifest.Row] | None, allow_missing: bool
+) -> tuple[list[str], list[str]]:
+    """The ids that all sides have, sorted, and warnings."""
     wanted = set(sides["--target"])
-    if folders.rows is not None:
-        wanted = {row.id for row in folders.rows}
+    if rows is not None:
+        wanted = {row.id for row in rows}
         sides = {name: found if name == "--pred" else _among(found, wanted) for name, found in sides.items()}
     problems = [line for name, found in sides.items() for line in _differences(name, set(found), wanted)]
     ids = sorted(wanted.intersection(*sides.values()))
@@ -69,10 +93,7 @@ def find(folders: Folders, allow_missing: bool) -> tuple[list[Item], list[str]]:
         counts = ", ".join(f"{name} {len(found)}" for name, found in sides.items())
         advice = "--allow-missing scores what all have" if ids else "ids are relative paths without suffix"
         raise UserError(f"{counts} images of {len(wanted)} do not match by name; {advice}\n  " + "\n  ".join(problems))
-    scenes = {row.id: row.scene for row in folders.rows or []}
-    sar = sides.get("--sar", {})
-    items = [Item(i, sides["--pred"][i], sides["--target"][i], sar.get(i), scenes.get(i, "")) for i in ids]
-    return items, [f"only {len(ids)} of {len(wanted)} images are scored: {line}" for line in problems]
+    return ids, [f"only {len(ids)} of {len(wanted)} images are scored: {line}" for line in problems]
 
 
 def files(folder: Path, name: str, suffixes: tuple[str, ...] = SUFFIXES) -> dict[str, Path]:
@@ -145,22 +166,46 @@ def sizes(items: list[Item], crop: bool) -> list[Size]:
         (own, mode), (truth, truth_mode) = _picture(item.pred), _picture(item.target)
         sides = {"target": truth} | ({"SAR": _sar_size(item.sar)} if item.sar else {})
         if any(other != own and not (crop and min(np.subtract(other, own)) >= 0) for other in sides.values()):
-            wrong.append(
-                f"{item.id}: " + ", ".join(f"{name} {w} x {h}" for name, (h, w) in {"output": own, **sides}.items())
-            )
+            wrong.append(_measures(item.id, {"output": own, **sides}))
         if mode not in ("L", "RGB") or mode != truth_mode:
             kinds.append(f"{item.id}: output {mode}, target {truth_mode}")
         if min(own) < MIN_SIDE:
-            small.append(f"{item.id}: {own.width} x {own.height}")
+            small.append(_measures(item.id, {"output": own}))
         found.append(own)
-    for names, what in (
-        (wrong, "images differ in size; nothing is resized, --crop center cuts a larger target to the output's size"),
-        (kinds, "images are not 8-bit RGB on both sides, nor 8-bit grey on both"),
-        (small, f"images are smaller than {MIN_SIDE} px, the window of SSIM"),
-    ):
-        if names:
-            raise UserError(f"{len(names)} of {len(items)} {what}\n  " + "\n  ".join(names[:SHOWN]))
+    _refuse(
+        wrong, items, "images differ in size; nothing is resized, --crop center cuts a larger target to the output's"
+    )
+    _refuse(kinds, items, "images are not 8-bit RGB on both sides, nor 8-bit grey on both")
+    _refuse(small, items, f"images are smaller than {MIN_SIDE} px, the window of SSIM")
     return found
+
+
+def pair_sizes(pairs: list[Pair]) -> list[Size]:
+    """The sizes of SAR images that are to be translated and compared with their targets, 8-bit RGB of the same size."""
+    wrong, kinds, small, found = [], [], [], []
+    for pair in pairs:
+        assert pair.sar is not None
+        own, (truth, mode) = _sar_size(pair.sar), _picture(pair.target)
+        if own != truth:
+            wrong.append(_measures(pair.id, {"SAR": own, "target": truth}))
+        if mode != "RGB":
+            kinds.append(f"{pair.id}: {mode}")
+        if min(own) < MIN_SIDE:
+            small.append(_measures(pair.id, {"SAR": own}))
+        found.append(own)
+    _refuse(wrong, pairs, "pairs differ in size; nothing is resized")
+    _refuse(kinds, pairs, "targets are not 8-bit RGB, which the outputs are")
+    _refuse(small, pairs, f"images are smaller than {MIN_SIDE} px, the window of SSIM")
+    return found
+
+
+def _measures(name: str, sides: dict[str, Size]) -> str:
+    return f"{name}: " + ", ".join(f"{side} {size.width} x {size.height}" for side, size in sides.items())
+
+
+def _refuse(names: list[str], among: Sequence[object], what: str) -> None:
+    if names:
+        raise UserError(f"{len(names)} of {len(among)} {what}\n  " + "\n  ".join(names[:SHOWN]))
 
 
 def _picture(path: Path) -> tuple[Size, str]:
@@ -207,7 +252,7 @@ def read_sar(path: Path, size: Size, radiometry: SarRadiometry | None) -> np.nda
     return centre(read_raster(path).pixels.astype(np.float64).mean(0), size)
 
 
-def centre(pixels: np.ndarray, size: Size) -> np.ndarray:
+def centre(pixels: Pixels, size: Size) -> Pixels:
     """The middle of [H,W,...]: 600 -> 512 px begins at 44."""
     top, left = (pixels.shape[0] - size.height) // 2, (pixels.shape[1] - size.width) // 2
     if top < 0 or left < 0:

@@ -21,7 +21,7 @@ SCC_NOISE = 0.02
 
 
 class Metric(NamedTuple):
-    """``better``: higher, lower, zero or target; ``short``: the recipe in 23 characters, for the printed table."""
+    """``better``: higher, lower, zero, one or target; ``short``: the recipe in 23 characters, for the printed table."""
 
     better: str
     unit: str
@@ -66,6 +66,10 @@ METRICS: dict[str, Metric] = {
     "spectrum": Metric(
         "lower", "dB", "root mean square over rings of the ratio of mean power spectra of luma, Hann window",
         "dB, power per frequency", OWN,
+    ),
+    "hf_energy": Metric(
+        "one", "", "mean power of luma, Hann window, summed over the rings above a quarter cycle per px (half of "
+        "Nyquist), output / target over the set; below 1 blur, above 1 noise", "output / target, f > 1/4", OWN,
     ),
     "edge_sar": Metric(
         "target", "", "Pearson of Sobel edges (gaussian sigma 1) of luma and of the SAR input, mean over images; read "
@@ -136,6 +140,8 @@ METRICS: dict[str, Metric] = {
 STANDARD = tuple(METRICS)[: tuple(METRICS).index("rgb_shift") + 1]
 LEGACY = tuple(key for key in METRICS if key.endswith("_cdiffset"))
 NAMED = tuple(key for key in METRICS if key not in STANDARD and key not in LEGACY)
+RINGS = ("spectrum", "hf_energy")  # from power spectra
+SET = ("swd", "swd_own", *RINGS)  # need images of one size
 SAR = ("edge_sar", "edge_sar_target", "copy_ratio")  # need the SAR input
 FEATURES = {  # metric -> kind of features
     "fid": "inception", "kid": "inception", "fid_cdiffset": "inception",

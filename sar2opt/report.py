@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from . import charts, checkpoint, images, page, yamlfile
-from .charts import COLOURS, Series
+from .charts import COLOURS, Plot, Series
 from .config import MachineError, UserError
 from .data.rasters import read_raster
 from .page import Html, join, tag
@@ -25,10 +25,11 @@ HEAT = ((0, 0, 4), (87, 16, 110), (188, 55, 84), (249, 142, 9), (252, 255, 164))
 RGB = dict(zip("rgb", (COLOURS[5], COLOURS[2], COLOURS[0]), strict=True))
 PUBLISHED = Path(__file__).with_name("published.json")
 SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".npy"}
-QUALITY = ("psnr", "ssim", "lpips_alex", "lpips_vgg", "fid", "kid", "swd", "spectrum")
+QUALITY = ("psnr", "ssim", "lpips_alex", "lpips_vgg", "fid", "kid", "swd", "spectrum", "hf_energy")
 LABELS = {
     "psnr": "PSNR (dB)", "ssim": "SSIM", "scc": "SCC", "lpips_alex": "LPIPS (alex)", "lpips_vgg": "LPIPS (vgg)",
     "fid": "FID", "kid": "KID", "swd": "SWD x 1000", "spectrum": "spectrum distance (dB)",
+    "hf_energy": "high-frequency energy ratio", "calls": "network calls",
     "edge_sar": "edge correlation with SAR", "edge_sar_target": "the target's edge correlation with SAR",
     "mae": "mean absolute error (grey values)", "rgb_r": "red shift (grey values)",
     "rgb_g": "green shift (grey values)", "rgb_b": "blue shift (grey values)", "seconds": "seconds per image",
@@ -267,23 +268,35 @@ class Point(NamedTuple):
 
 
 def tradeoff(evaluations: dict[str, Path]) -> Html:
-    """Quality over sampler steps and over seconds per image; one point an evaluation, one curve a model and sampler."""
+    """``tradeoff_plots``, or nothing for less than two evaluations."""
+    return charts.grid([charts.chart(*plot) for plot in tradeoff_plots(evaluations, {})])
+
+
+def tradeoff_plots(evaluations: dict[str, Path], names: dict[str, str]) -> list[Plot]:
+    """Quality over sampler steps and over seconds per image; one point an evaluation, one curve a model and sampler.
+
+    ``names``: of models by hash, for curves whose points are told by their steps; by default the hash begins the name,
+    and points are told by their labels."""
     curves: dict[str, list[Point]] = {}
     for label, folder in evaluations.items():
         results, per_image = read_evaluation(folder)
         inputs, seconds = results["inputs"], _column(per_image, "seconds")
         if steps := inputs.get("steps"):
-            point = Point(steps, float(np.mean(seconds)) if seconds else math.nan, label, results["metrics"])
-            curves.setdefault(f"{inputs.get('model', '')} {inputs.get('sampler', '')}", []).append(point)
+            told = f"{steps} steps" if names else label
+            point = Point(steps, float(np.mean(seconds)) if seconds else math.nan, told, results["metrics"])
+            model = str(inputs.get("model") or "")
+            curves.setdefault(f"{names.get(model, model[:8])} {inputs.get('sampler', '')}", []).append(point)
+    plots: list[Plot] = []
     if sum(map(len, curves.values())) < 2:
-        return Html()
-    figures = []
+        return plots
     for key in QUALITY:
         for axis, words in (("steps", "sampler steps"), ("seconds", "seconds per image")):
             drawn = [_path(name, p, axis, key, hue) for (name, p), hue in zip(curves.items(), COLOURS, strict=False)]
-            if any(s.x for s in drawn):
-                figures.append(charts.chart(f"{caption(key)} over {words}", drawn, words, caption(key), log="x"))
-    return charts.grid(figures)
+            if drawn := [s for s in drawn if s.x]:
+                ends = [end(x for s in drawn for x in s.x) for end in (min, max)]
+                truth = [Series("target", ends, [1.0, 1.0], COLOURS[-1])] if key == "hf_energy" else []
+                plots.append(Plot(f"{caption(key)} over {words}", [*drawn, *truth], words, caption(key), "x"))
+    return plots
 
 
 def _path(name: str, points: list[Point], axis: str, key: str, hue: str) -> Series:

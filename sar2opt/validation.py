@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import images, metrics
+from . import distances, images, metrics
 from .data import Pairs, to_uint8
 from .data.stream import Batch
 from .draws import Draws
@@ -68,7 +68,8 @@ def by_steps(pipeline: SAR2OptPipeline, batch: Batch, steps: list[int]) -> dict[
         for pair in zip(batch.opt, output, strict=True):
             target, image = map(_pixels, pair)
             values = {"psnr": metrics.psnr(target, image), **metrics.colour_gauge(target, image)}
-            values["hf_db"] = 10 * math.log10(metrics.high_frequency(image) / metrics.high_frequency(target))
+            high, wanted = (distances.high_frequencies(metrics.ring_power(x)) for x in (image, target))
+            values["hf_db"] = 10 * math.log10((high + 1) / (wanted + 1))
             for key, value in values.items():
                 table.setdefault(f"{key}/steps{n}", []).append(value)
     return {key: torch.tensor(values, dtype=torch.float64) for key, values in table.items()}

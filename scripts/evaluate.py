@@ -2,33 +2,68 @@
 
     python scripts/evaluate.py --pred out/ --target opt/ [--sar sar/] [--out DIR] [--metrics psnr,swd] [--baselines]
     python scripts/evaluate.py --pred out/ --manifest manifests/sen12 --split test
+    python scripts/evaluate.py --model runs/x --manifest manifests/sen12 --steps 1,2,4,8 [--teacher runs/y]
     torchrun --nproc-per-node 4 scripts/evaluate.py ...        (the same numbers, sooner)
 
-Pairs by relative path without suffix; nothing is resized. Writes metrics.json, per_image.csv and report.html.
+Pairs by relative path without suffix; nothing is resized. Writes metrics.json, per_image.csv and report.html. Without
+--pred, --model translates the SAR first, once for each number of steps, each in a folder of its own; steps.csv,
+steps.png, images.png and report.html then compare them.
 """
 
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # also where the package is not installed
 
-from sar2opt import config, evaluation, recipes, report, translate, vaebound  # noqa: E402
-from sar2opt.config import UserError  # noqa: E402
+from sar2opt import config, evaluation, recipes, report, sweep, translate, vaebound  # noqa: E402
+from sar2opt.config import UserError, natural, positive  # noqa: E402
 from sar2opt.evaluation import Request  # noqa: E402
+
+OUTPUTS = ("baselines", "allow_missing", "crop")  # options that speak of given outputs
+TRANSLATION = ("steps", "sampler", "seed", "limit", "resolution", "teacher", "teacher_steps")  # and of outputs to make
 
 
 def main(argv: list[str]) -> None:
-    request = _request(argv)
-    results = evaluation.evaluate(request)
-    if results is None:  # not the main process
-        return
-    print(evaluation.summary(results.content))
-    report.evaluation_page(request.out, request.pred, results.target, results.sar, results.curves)
-    print(f"written: {request.out / 'report.html'}, metrics.json, per_image.csv")
+    args = vars(_parser().parse_args(argv))
+    args |= {"crop": args["crop"] is not None, "device": translate.device(args["device"])}
+    plan = {key: value for key in TRANSLATION if (value := args.pop(key)) is not None}
+    made = args["model"] is not None and args["pred"] is None and not args["vae_bound"]
+    if wrong := [key for key in OUTPUTS if args[key]] if made else [*plan]:
+        flags = ", ".join("--" + key.replace("_", "-") for key in wrong)
+        raise UserError(f"{flags}: only " + ("with --pred" if made else "without --pred, for outputs of --model"))
+    if made:
+        return _sweep(args, plan)
+    request = _request(args)
+    if results := evaluation.evaluate(request):  # None but in the main process
+        print(evaluation.summary(results.content))
+        report.evaluation_page(request.out, request.pred, results.target, results.sar, results.curves)
+        print(f"written: {request.out / 'report.html'}, metrics.json, per_image.csv")
 
 
-def _request(argv: list[str]) -> Request:
+def _sweep(args: dict[str, Any], plan: dict[str, Any]) -> None:
+    for key in ("base", "vae_bound"):
+        del args[key]
+    args["out"] = args["pred"] = args["out"] or args["model"].with_name(f"{args['model'].resolve().name}-steps")
+    if rows := sweep.sweep(sweep.Plan(Request(**args), **plan)):
+        print(sweep.summary(rows))
+        print(f"written: {args['out'] / 'report.html'}, steps.csv, steps.png, images.png")
+
+
+def _request(args: dict[str, Any]) -> Request:
+    base, bound = args.pop("base"), args.pop("vae_bound")
+    named, suffix = (args["target"], "vae-bound") if bound else (args["pred"], "evaluation")
+    if named is None or bound == (args["pred"] is not None):
+        raise UserError("expected either --pred DIR, or --vae-bound --base BASE --target DIR")
+    args["out"] = args["out"] or named.with_name(f"{named.resolve().name}-{suffix}")
+    if bound:
+        args["pred"] = args["out"] / "images"
+        vaebound.write(base, args["target"], args["pred"], args["device"])
+    return Request(**args)
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
@@ -39,8 +74,15 @@ def _request(argv: list[str]) -> Request:
     add("--manifest", type=Path, help="which images count, their scenes (for intervals), and training pairs")
     add("--split", default="test", help="of the manifest, and of published values")
     add("--set", help="name of the data set in published.json, such as SAR2Opt: its rows join the report")
-    add("--model", type=Path, help="what SAR values that are not 8-bit mean: the folder of the model that saw them")
-    add("--out", type=Path, help="default: PRED-evaluation, beside PRED")
+    add("--model", type=Path, help="makes the outputs; with --pred: says what SAR values that are not 8-bit mean")
+    add("--steps", type=_counts, metavar="1,2,4", help="of the sampler; default: what the model recommends")
+    add("--sampler", help="default: what the model recommends")
+    add("--seed", type=natural)
+    add("--limit", type=positive, help="translate this many images, evenly spaced")
+    add("--resolution", type=natural, help="px of the centre to translate; default: as trained; 0: whole images")
+    add("--teacher", type=Path, help="also the rows of this model, --teacher-steps")
+    add("--teacher-steps", type=_samplers, metavar="ddim:50,ddim:4")
+    add("--out", type=Path, help="default: PRED-evaluation, beside PRED; MODEL-steps, beside MODEL")
     add("--metrics", type=_names, default=(), metavar="A,B", help="only these")
     add("--require", type=_names, default=(), metavar="A,B", help="exit 2 where one of these cannot be computed")
     add("--legacy", choices=["cdiffset"], help="the convention of that paper's tables instead")
@@ -53,25 +95,19 @@ def _request(argv: list[str]) -> Request:
     add("--allow-missing", action="store_true", help="score the images that all folders have")
     add("--force", action="store_true", help=f"FID below {recipes.FID_SMALLEST} images too")
     add("--weights-dir", type=Path, help="default: SAR2OPT_WEIGHTS, else ~/.cache/sar2opt/weights")
-    add("--batch-size", type=_positive, default=16, help="of the networks; changes no number")
-    add("--workers", type=_positive, default=0, help="processes for the other metrics; default: one per core")
+    add("--batch-size", type=positive, default=16, help="of the networks; changes no number")
+    add("--workers", type=positive, default=0, help="processes for the other metrics; default: one per core")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
-    args = vars(parser.parse_args(argv))
-    device, base, bound = translate.device(args.pop("device")), args.pop("base"), args.pop("vae_bound")
-    named, suffix = (args["target"], "vae-bound") if bound else (args["pred"], "evaluation")
-    if named is None or bound == (args["pred"] is not None):
-        raise UserError("expected either --pred DIR, or --vae-bound --base BASE --target DIR")
-    args["out"] = args["out"] or named.with_name(f"{named.resolve().name}-{suffix}")
-    if bound:
-        args["pred"] = args["out"] / "images"
-        vaebound.write(base, args["target"], args["pred"], device)
-    return Request(**args | {"crop": args["crop"] is not None, "device": device})
+    return parser
 
 
-def _positive(text: str) -> int:
-    if (value := int(text)) < 1:
-        raise argparse.ArgumentTypeError(f"{text}: expected 1 or more")
-    return value
+def _counts(text: str) -> tuple[int, ...]:
+    return tuple(dict.fromkeys(positive(part) for part in text.split(",")))
+
+
+def _samplers(text: str) -> tuple[tuple[str, int], ...]:
+    pairs = [part.strip().partition(":") for part in text.split(",")]
+    return tuple((name, positive(count)) for name, _, count in pairs)
 
 
 def _names(text: str) -> tuple[str, ...]:

@@ -1,6 +1,7 @@
 """Paired scenes without any data: OUT/sar/ID.png (8-bit grey, VV) and OUT/opt/ID.png (RGB), to try things on.
 
     python scripts/generate.py --out pairs --count 100 [--size 256] [--split test] [--looks 4] [--seed 0]
+    python scripts/generate.py --out changed --count 100 --changes 3    # and OUT/mask/ID.png: white where they show
 
 The same pairs as ``data.layout: generated`` makes in training; the three splits have no pair in common.
 """
@@ -29,18 +30,23 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--size", type=int, default=256, help="px (default: 256)")
     parser.add_argument("--split", choices=SPLITS, default="train")
     parser.add_argument("--looks", type=float, default=4.0, help="fewer looks, more speckle (default: 4)")
+    parser.add_argument("--changes", type=int, default=0, help="objects that only one image of a pair shows")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
-    for name, least in (("count", 1), ("size", 8), ("seed", 0)):
+    for name, least in (("count", 1), ("size", 8), ("changes", 0), ("seed", 0)):
         if getattr(args, name) < least:
             raise UserError(f"--{name} {getattr(args, name)}: expected at least {least}")
     if not args.looks > 0:
         raise UserError(f"--looks {args.looks}: expected more than 0")
-    write(GeneratedPairs(args.split, args.count, args.size, args.seed, args.looks, ("VV",), "uint8"), args.out)
+    pairs = GeneratedPairs(args.split, args.count, args.size, args.seed, args.looks, ("VV",), "uint8", args.changes)
+    write(pairs, args.out)
 
 
 def write(pairs: GeneratedPairs, out: Path) -> None:
-    for side in ("sar", "opt"):
+    if not pairs.changes and (out / "mask").exists():
+        raise UserError(f"--out {out}: its folder mask belongs to pairs with --changes; choose another folder")
+    sides = ("sar", "opt", "mask") if pairs.changes else ("sar", "opt")
+    for side in sides:
         (out / side).mkdir(parents=True, exist_ok=True)
         if other := sorted({path.stem for path in (out / side).glob("*.png")} - set(pairs.ids)):
             raise UserError(
@@ -50,7 +56,9 @@ def write(pairs: GeneratedPairs, out: Path) -> None:
         sar, opt = pairs.pixels(i)
         checkpoint.put(out / "sar" / f"{name}.png", images.png(Image.fromarray(sar[0])))
         checkpoint.put(out / "opt" / f"{name}.png", images.png(Image.fromarray(opt.transpose(1, 2, 0))))
-    print(f"{len(pairs.ids)} pairs of {pairs.size} px in {out}/sar and {out}/opt")
+        if pairs.changes:
+            checkpoint.put(out / "mask" / f"{name}.png", images.png(Image.fromarray(pairs.mask(i))))
+    print(f"{len(pairs.ids)} pairs of {pairs.size} px in " + ", ".join(f"{out}/{side}" for side in sides))
 
 
 if __name__ == "__main__":

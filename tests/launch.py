@@ -4,11 +4,14 @@ Children are forked from a server that has imported the scripts once: a run star
 still a process of its own that SIGKILL ends as it ends any other.
 """
 
+import atexit
+import functools
 import hashlib
 import importlib
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import socket
 import sys
@@ -17,7 +20,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-CONFIGS = {"train": "train/smoke", "scripts.baseline": "baseline/smoke"}  # entry script -> its smoke config
+CONFIGS = {  # entry script -> its smoke config
+    "train": "train/smoke",
+    "lcm_train": "lcm/smoke",
+    "lcm_adv_train": "lcm_adv/smoke",
+    "scripts.baseline": "baseline/smoke",
+}
+TAUGHT = {"lcm_train", "lcm_adv_train"}  # need the model of another training
 FORK = multiprocessing.get_context("forkserver")
 FORK.set_forkserver_preload(list(CONFIGS))
 os.environ["PYTHONPATH"] = str(ROOT)  # for the server and for torchrun
@@ -38,7 +47,9 @@ def start(script: str, folder: Path, world: int = 1, die: Die | None = None, **s
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    overrides = {"run.dir": folder.parent, "run.name": folder.name}
+    overrides: dict[str, object] = {"run.dir": folder.parent, "run.name": folder.name}
+    if script in TAUGHT:
+        overrides["model.init_from"] = teacher()
     overrides |= {key.replace("__", "."): value for key, value in settings.items()}
     argv = [f"{ROOT}/configs/{CONFIGS[script]}.yaml", *[f"{key}={value}" for key, value in overrides.items()]]
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -47,6 +58,15 @@ def start(script: str, folder: Path, world: int = 1, die: Die | None = None, **s
     for process in ranks:
         process.start()
     return ranks
+
+
+@functools.cache
+def teacher() -> Path:
+    """The smoke run of train.py, made once and removed at exit."""
+    folder = Path(tempfile.mkdtemp(prefix="sar2opt-teacher-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    run("train", folder / "teacher", run__sample_every=0, run__validate_every=0)
+    return folder / "teacher"
 
 
 def finish(ranks: list, timeout: float = 120) -> list[int]:

@@ -10,8 +10,14 @@ from sar2opt.data import DataConfig, SarConfig, open_data
 from sar2opt.data import generated as g
 
 
-def pairs(split="train", count=6, size=48, seed=0, looks=4.0, bands=("VV",), scale="uint8"):
-    return g.GeneratedPairs(split, count, size, seed, looks, bands, scale)
+def pairs(split="train", count=6, size=48, seed=0, looks=4.0, bands=("VV",), scale="uint8", changes=0):
+    return g.GeneratedPairs(split, count, size, seed, looks, bands, scale, changes)
+
+
+def ground(cover, height=0.0, relief=0.0):
+    """Without wetness and texture."""
+    flat = np.zeros(cover.shape, np.float32)
+    return g.Ground(cover, flat + height, flat, flat + relief, flat)
 
 
 @pytest.mark.parametrize("looks", [1, 4, 9.5])
@@ -60,18 +66,66 @@ def test_fewer_bands_are_a_part_of_more_and_8_bit_is_the_stretched_db():
 def test_classes_scatter_as_their_table_says():
     """Without houses, slope, wetness and texture, sigma0 is the table's."""
     cover = np.tile(np.arange(8, dtype=np.uint8), (5, 1))
-    flat = np.zeros((5, 8), np.float32)
-    power = g.backscatter(cover, flat, flat, flat, flat)
+    power = g.backscatter(ground(cover))
     table = np.array([g.BACKSCATTER[c] for c in range(8)]).T
     assert np.allclose(10 * np.log10(power), np.repeat(table[:, None], 5, 1), rtol=0, atol=1e-4)
 
 
 def test_a_slope_towards_the_radar_is_brighter():
-    cover, flat = np.full((3, 4), g.GRASS, np.uint8), np.zeros((3, 4), np.float32)
-    rising = g.backscatter(
-        cover, flat, flat, flat + 0.1, flat
-    )  # height grows with the column; the radar is on the left
-    assert np.allclose(10 * np.log10(rising / g.backscatter(cover, flat, flat, flat, flat)), 1, rtol=0, atol=1e-4)
+    cover = np.full((3, 4), g.GRASS, np.uint8)
+    rising = g.backscatter(ground(cover, relief=0.1 * np.arange(4, dtype=np.float32)))  # the radar is on the left
+    assert np.allclose(10 * np.log10(rising / g.backscatter(ground(cover))), 1, rtol=0, atol=1e-4)
+
+
+def test_changes_show_in_one_image_only_and_leave_the_rest_its_bits():
+    both = {"bands": ("VV", "VH"), "scale": "db"}
+    plain, planted = pairs(**both, count=20), pairs(**both, count=20, changes=3)
+    shares, one_sided = [], 0
+    for i in range(20):
+        mask = planted.mask(i)
+        (sar, opt), (sar_then, opt_then) = planted.pixels(i), plain.pixels(i)
+        in_sar, in_opt = (sar != sar_then).any(0), (opt != opt_then).any(0)
+        differs = in_sar | in_opt
+        assert not (differs & ~mask).any() and in_sar.any() and in_opt.any()
+        shares.append(differs.sum() / mask.sum())
+        one_sided += (in_sar & ~in_opt).sum() + (in_opt & ~in_sar).sum()
+    assert np.mean(shares) > 0.97  # the rest is lost in the noise floor or in rounding
+    assert one_sided > 0.8 * sum(planted.mask(i).sum() for i in range(20))  # objects may touch
+
+
+def test_one_change_is_on_one_side_and_either_side_has_its_turn():
+    sides = set()
+    for i in range(12):
+        (sar, opt), (sar_then, opt_then) = pairs(count=12, changes=1).pixels(i), pairs(count=12).pixels(i)
+        shows = (not np.array_equal(sar, sar_then), not np.array_equal(opt, opt_then))
+        assert sum(shows) == 1
+        sides.add(shows)
+    assert len(sides) == 2
+
+
+def test_changes_are_a_function_of_seed_split_and_index():
+    masks = [p.mask(i) for p in (pairs(changes=3), pairs(changes=3, seed=1), pairs("val", changes=3)) for i in (0, 1)]
+    assert len({mask.tobytes() for mask in masks}) == 6 and all(0 < mask.mean() < 0.6 for mask in masks)
+    again = pairs(count=1, changes=3, looks=1.0)  # neither speckle nor the number of pairs moves them
+    assert np.array_equal(again.mask(0), masks[0])
+    assert np.array_equal(pairs(changes=3).pixels(1)[0], pairs(changes=3).pixels(1)[0])
+    assert not pairs().mask(0).any()
+
+
+def test_each_kind_of_change_stands_where_it_belongs():
+    """On water a ship, never soil; on land houses with height, or another field without; never on the shore's water."""
+    seen = {}
+    for cover in (g.WATER, g.FOREST, g.SOIL):
+        before = ground(np.full((48, 48), cover, np.uint8))
+        after = [g.change(np.random.default_rng(k), before, before) for k in range(20)]
+        seen[cover] = {int(c) for a in after for c in np.unique(a.cover)} - {cover}
+        assert all((a.cover != cover).any() and ((a.height > 0) == (a.cover == g.ROOF)).all() for a in after)
+    assert seen == {g.WATER: {g.ROOF}, g.FOREST: {g.ROOF, g.ROAD, g.SOIL}, g.SOIL: {g.ROOF, g.ROAD, g.CROP}}
+    shore = ground(np.where(np.arange(48) < 24, g.WATER, g.GRASS).astype(np.uint8)[None].repeat(48, 0))
+    for k in range(40):
+        after = g.change(np.random.default_rng(k), shore, shore)
+        new = after.cover != shore.cover
+        assert len(np.unique(shore.cover[new])) == 1  # a ship stays on the water, a house off it
 
 
 @pytest.mark.parametrize("height", [8.0, 24.0, 40.0])

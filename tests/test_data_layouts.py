@@ -198,7 +198,10 @@ def test_a_table_names_its_pairs_and_what_it_knows_of_them(tmp_path):
     )
     cfg = config(tmp_path, "csv", csv={"files": [file]})
     found = find_pairs(cfg).pairs
-    assert found == [("a", "s/8.png", "o/2.png", "B", "", "train"), ("x", "s/7.png", "o/1.png", "A", "hi", "test")]
+    assert [p[:6] for p in found] == [
+        ("a", "s/8.png", "o/2.png", "B", "", "train"),
+        ("x", "s/7.png", "o/1.png", "A", "hi", "test"),
+    ]
     assert assign(cfg, found, policy(cfg, found)) == ["train", "test"]
 
 
@@ -338,7 +341,7 @@ def test_a_split_from_a_file(tmp_path):
         ({"layout": "generated", "generated": {"train": 0}}, "generated.train"),
         ({"layout": "folders", "root": "x", "split": "half"}, "split: expected scene, random"),
         ({"layout": "folders", "root": "x", "scene_regex": "("}, "scene_regex: not a regular"),
-        ({"layout": "sen12", "root": "x", "scene_regex": "a"}, "scene_regex: layout sen12 knows"),
+        ({"layout": "sen12", "root": "x", "scene_regex": "a"}, "scene_regex: layout sen12 has its own rule"),
         ({"layout": "folders", "root": "x", "val_fraction": 0.5, "test_fraction": 0.5}, "leaves no pair"),
         ({"layout": "folders", "root": "x", "opt_dir": "sar"}, "opt_dir: the same folder"),
         ({"layout": "folders", "root": "x", "opt": {"scale": "uint16"}}, "clip: scale uint16 needs"),

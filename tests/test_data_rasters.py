@@ -24,7 +24,8 @@ def levels(bands, dtype="uint8"):
 def tiff(path, pixels, **tags):
     import rasterio
 
-    profile = {"driver": "GTiff", "count": len(pixels), "height": H, "width": W, "dtype": pixels.dtype}
+    count, height, width = pixels.shape
+    profile = {"driver": "GTiff", "count": count, "height": height, "width": width, "dtype": pixels.dtype}
     mask, names = tags.pop("mask", None), tags.pop("names", ())
     with rasterio.open(path, "w", **profile, **tags) as file:
         file.write(pixels)

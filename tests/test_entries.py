@@ -3,23 +3,47 @@
 import pytest
 import yaml
 
+import lcm_adv_train
+import lcm_train
 import train
 from sar2opt import config
 from scripts import baseline
 
-from .launch import ROOT, call
+from .launch import ROOT, TAUGHT, call, teacher
 
-SCRIPTS = {"train": ("train", train.Config), "baseline": ("scripts.baseline", baseline.Config)}
-ALONE = {"train/smoke", "train/demo", "baseline/smoke"}  # run on generated pairs
-REAL = {"train/cities", "train/terrain", "baseline/cities", "baseline/terrain"}  # on real pairs, where they are
-THEIRS = {"train/sen12", "train/published", "train/folders"}  # on data that everyone has elsewhere
+SCRIPTS = {
+    "train": ("train", train.Config),
+    "lcm": ("lcm_train", lcm_train.Config),
+    "lcm_adv": ("lcm_adv_train", lcm_adv_train.Config),
+    "baseline": ("scripts.baseline", baseline.Config),
+}
+ALONE = {  # run on generated pairs
+    "train/smoke", "train/demo", "baseline/smoke", "lcm/smoke", "lcm/demo", "lcm_adv/smoke", "lcm_adv/demo",
+}  # fmt: skip
+REAL = {
+    "train/cities",
+    "train/terrain",
+    "baseline/cities",
+    "baseline/terrain",
+    "lcm/cities",
+    "lcm_adv/cities",
+}  # on real pairs, where they are
+THEIRS = {
+    "train/sen12",
+    "train/published",
+    "train/folders",
+    "lcm/sen12",
+    "lcm_adv/sen12",
+    "lcm_adv/published",
+}  # on data that everyone has elsewhere
 CONFIGS = {path.relative_to(ROOT / "configs").with_suffix("").as_posix() for path in ROOT.glob("configs/*/*.yaml")}
 
 
 def command(name, *arguments):
     """The entry script of a config in a process of its own."""
     module = SCRIPTS[name.split("/")[0]][0]
-    return call(module, f"configs/{name}.yaml", *arguments)
+    taught = [f"model.init_from={teacher()}"] if module in TAUGHT else []
+    return call(module, f"configs/{name}.yaml", *taught, *arguments)
 
 
 def test_every_config_is_known_here():

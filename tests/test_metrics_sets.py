@@ -71,6 +71,33 @@ def test_the_spectrum_has_its_reference_values():
     assert spectrum(T, T) == 0
 
 
+def high_frequency_ratio(target, output):
+    return distances.high_frequencies(metrics.ring_power(output)) / distances.high_frequencies(
+        metrics.ring_power(target)
+    )
+
+
+def wave(amplitude, period, side=64):
+    """Grey 128 with a square wave along x."""
+    signs = np.where(np.arange(side) % period < period / 2, 1, -1)
+    return np.broadcast_to((128 + amplitude * signs)[None, :, None], (side, side, 3)).astype(np.uint8)
+
+
+@pytest.mark.parametrize("side", [64, 65, 66, 67])
+def test_high_frequencies_are_those_above_half_of_nyquist(side):
+    assert high_frequency_ratio(T[0], T[0]) == 1
+    assert high_frequency_ratio(wave(10, 2, side), wave(30, 2, side)) == pytest.approx(9, rel=1e-6)  # energy
+    power = metrics.ring_power(wave(20, 2, side))  # all of it at Nyquist
+    assert distances.high_frequencies(power) == pytest.approx(power.sum(), rel=1e-6)
+    rings = np.arange(1, side // 2 + 1) / side  # cycles per px
+    assert distances.high_frequencies(rings) == pytest.approx(rings[rings > 0.25].sum(), abs=1e-12)
+
+
+def test_blur_lowers_and_noise_raises_the_high_frequencies():
+    blurry = high_frequency_ratio(T[0], blurred(T[:1], 1)[0])
+    assert blurry < 0.2 and high_frequency_ratio(T[0], G[0]) > 2
+
+
 # Frechet distance and KID ---------------------------------------------------------------------------------------------
 
 

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from sar2opt.config import UserError
-from sar2opt.data import DataConfig, manifest, open_data, scan
+from sar2opt.data import DataConfig, manifest, open_data, scan, to_uint8
 from scripts import generate, prepare
 from tests.test_data_pairs import write
 from tests.test_data_rasters import deep_png
@@ -48,7 +48,7 @@ def prepared(root, out, *flags):
 
 
 def config(folder, **keys):
-    return DataConfig.model_validate_json(json.dumps({"root": str(folder), "resolution": 8, **keys}))
+    return DataConfig.model_validate_json(json.dumps({"root": folder and str(folder), "resolution": 8, **keys}))
 
 
 def refused(root, out, *words, flags=()):
@@ -230,7 +230,7 @@ def test_suspicious_images_are_reported_and_empty_ones_not_used(tmp_path, in_pro
         np.save(root / "sar" / f"{k}.npy", x)
         Image.fromarray(rng.integers(0, 256, (9, 9, 3), dtype=np.uint8)).save(root / "opt" / f"{k}.png")
     out = prepared(root, tmp_path / "m", "--sar-scale", "db", "--sar-clip", "-25", "0")
-    printed = capsys.readouterr().out
+    printed = " ".join(capsys.readouterr().out.split())
     assert "1.npy: 1 values are not finite, the first at band, row, column (0, 2, 3)" in printed
     assert "2.npy: no valid SAR pixel; the pair is unused" in printed and "3.npy: constant, -7.0" in printed
     assert "(clip -25..0 keeps 100.0 %)" in printed and "VV dB p1" in printed
@@ -277,8 +277,26 @@ def test_generate_then_prepare_from_another_folder(tmp_path):
     assert done.returncode == 2 and "--ou" in done.stderr
 
 
+def test_generate_writes_the_mask_of_the_changes(tmp_path):
+    flags = ["--count", "2", "--size", "40", "--seed", "5"]
+    generate.main(["--out", str(tmp_path / "a"), *flags])
+    generate.main(["--out", str(tmp_path / "b"), *flags, "--changes", "2"])
+    assert not (tmp_path / "a" / "mask").exists()
+    for path in sorted((tmp_path / "b" / "mask").iterdir()):
+        mask, differs = np.asarray(Image.open(path)), np.zeros((40, 40), bool)
+        for side in ("sar", "opt"):
+            a, b = (np.asarray(Image.open(tmp_path / folder / side / path.name)) for folder in "ab")
+            differs |= (a != b).reshape(40, 40, -1).any(-1)
+        assert mask.dtype == bool and mask.any() and not (differs & ~mask).any()
+    made = open_data(config(None, layout="generated", generated={"train": 2, "seed": 5, "changes": 2}, resolution=40))
+    sar = np.asarray(Image.open(tmp_path / "b" / "sar" / "train-5-000001.png"))
+    assert np.array_equal(to_uint8(made.train.read(1, None)[0])[0].numpy(), sar)
+    with pytest.raises(UserError, match="mask belongs to pairs with --changes"):
+        generate.main(["--out", str(tmp_path / "b"), *flags])
+
+
 def test_generate_refuses_nonsense_and_foreign_folders(tmp_path):
-    for flag, value in (("count", "0"), ("looks", "0"), ("size", "4"), ("seed", "-1")):
+    for flag, value in (("count", "0"), ("looks", "0"), ("size", "4"), ("seed", "-1"), ("changes", "-1")):
         with pytest.raises(UserError, match=f"--{flag} {value}"):
             generate.main(["--out", str(tmp_path / "x"), "--count", "1", f"--{flag}", value])
     write(tmp_path / "x")

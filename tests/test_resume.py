@@ -49,20 +49,36 @@ def test_every_option_of_the_loss_resumes_bitwise(tmp_path):
     assert fingerprint(tmp_path / "broken") == fingerprint(tmp_path / "straight")
 
 
+SEVERAL = {  # script, settings, trained networks: what must survive beside one network and its average
+    "pix2pix": ("scripts.baseline", {"baseline__kind": "pix2pix"}, {"unet", "critic"}),
+    "lcm": ("lcm_train", {"ema__decay": 0.9}, {"student"}),
+    "lcm_adv": ("lcm_adv_train", {"lcm_adv__ramp_steps": 6, "lcm_adv__critic__lr": 1e-3}, {"student", "critic"}),
+    "late critic": (
+        "lcm_adv_train",
+        {"lcm_adv__critic_start_step": 2, "lcm_adv__start_step": 3, "lcm_adv__critic__train": "head"},
+        {"student", "critic"},
+    ),
+}
+
+
 @pytest.mark.parametrize("world", [1, 2, 3])
-def test_two_optimisers_resume_bitwise(tmp_path, world):
-    settings = {"data__batch_size": 2 * world, "baseline__kind": "pix2pix"}
-    run("scripts.baseline", tmp_path / "straight", world, **settings)
-    assert run("scripts.baseline", tmp_path / "broken", world, Die("step", 3), **settings) == [KILLED] * world
-    run("scripts.baseline", tmp_path / "broken", world, **settings)
+@pytest.mark.parametrize("case", SEVERAL)
+def test_several_networks_resume_bitwise(tmp_path, world, case):
+    script, settings, trained = SEVERAL[case]
+    settings = {"data__batch_size": 2 * world, **settings}
+    run(script, tmp_path / "straight", world, **settings)
+    assert run(script, tmp_path / "broken", world, Die("step", 3), **settings) == [KILLED] * world
+    run(script, tmp_path / "broken", world, **settings)
     assert fingerprint(tmp_path / "broken") == fingerprint(tmp_path / "straight")
-    assert {"grad_norm/unet", "grad_norm/critic"} <= rows(tmp_path / "straight")[0].keys()
+    assert {f"grad_norm/{name}" for name in trained} <= rows(tmp_path / "straight")[-1].keys()
 
 
-def test_two_optimisers_agree_on_one_and_two_processes(tmp_path):
-    settings = {"baseline__kind": "pix2pix", "model__dropout": 0.0}
+@pytest.mark.parametrize("case", ["pix2pix", "lcm_adv"])
+def test_several_networks_agree_on_one_and_two_processes(tmp_path, case):
+    script, settings, _ = SEVERAL[case]
+    settings |= {"model__dropout": 0.0} if case == "pix2pix" else {}
     for world in (1, 2):
-        run("scripts.baseline", tmp_path / f"world{world}", world, **settings)
+        run(script, tmp_path / f"world{world}", world, **settings)
     for a, b in zip(*(rows(tmp_path / f"world{world}") for world in (1, 2)), strict=True):
         assert a == pytest.approx(b, rel=1e-4)
 

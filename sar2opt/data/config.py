@@ -4,11 +4,22 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)  # fmt: skip
 
 from ..config import Section
 
 SPLITS = ("train", "val", "test")
+SPLIT_POLICIES = "scene|random|geographic|official|official_guarded|file:.+"
 RASTER_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".npy")
 Range = tuple[float, float]
 
@@ -31,6 +42,19 @@ def _is_range(pair: Any) -> bool:
 
 
 Ranges = Annotated[tuple[Range, ...] | None, BeforeValidator(_ranges)]
+AS_TUPLE = BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)
+# what the files of a layout hold: defaults of data.sar and data.opt
+PRESETS: dict[str, dict[str, dict[str, Any]]] = {
+    # intensity as delivered; the ranges in dB are those of GeoSET, which has none for VH: as HV
+    "spacenet6": {"sar": {
+        "bands": ["HH", "HV", "VH", "VV"], "scale": "linear", "nodata": 0.0,
+        "clip": [[10.875, 16.82], [13.251, 17.045], [13.251, 17.045], [9.707, 16.598]],
+    }},
+    "sen12ms": {
+        "sar": {"bands": ["VV", "VH"], "scale": "db", "clip": [-25.0, 0.0]},
+        "opt": {"bands": [4, 3, 2], "scale": "uint16", "clip": [0.0, 3000.0]},
+    },
+}  # fmt: skip
 
 
 class SarConfig(Section):
@@ -41,7 +65,7 @@ class SarConfig(Section):
     split; ``percentile_image``: of each image, which discards radiometry and differs between neighbouring tiles.
     """
 
-    bands: tuple[Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+$")], ...] = ("VV",)
+    bands: Annotated[tuple[Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+$")], ...], AS_TUPLE] = ("VV",)
     scale: Literal["uint8", "uint16", "db", "linear", "amplitude"] = "uint8"
     clip: Ranges = None  # stored units of uint16, else dB; one [low, high], or one per band
     norm: Literal["minmax", "meanstd", "percentile", "percentile_image"] = "minmax"
@@ -70,6 +94,8 @@ class SarConfig(Section):
 class OptConfig(Section):
     """``data.opt:`` the optical side: three bands of 8 bit, or of 16 bit within ``clip``; one band counts as grey."""
 
+    # numbers of red, green and blue in the file, from 1; null: these are all that it has
+    bands: Annotated[tuple[PositiveInt, PositiveInt, PositiveInt] | None, AS_TUPLE] = None
     scale: Literal["uint8", "uint16"] = "uint8"
     clip: Ranges = None
 
@@ -91,19 +117,20 @@ class CsvConfig(Section):
 
 
 class GeneratedConfig(Section):
-    """``data.generated:`` how many pairs of each split, and their speckle."""
+    """``data.generated:`` how many pairs of each split, their speckle, and what differs between their two sides."""
 
     train: NonNegativeInt = 4096
     val: NonNegativeInt = 32
     test: NonNegativeInt = 64
     looks: PositiveFloat = 4.0  # 4.4 are the looks of a Sentinel-1 GRD product
+    changes: NonNegativeInt = 0  # houses, clearings, ships that only one image of a pair shows
     seed: NonNegativeInt = 0
 
 
 class DataConfig(Section):
     """``data:`` pairs on disk, or generated ones, and the crops that training sees."""
 
-    layout: Literal["folders", "csv", "sen12", "generated", "manifest"]
+    layout: Literal["folders", "csv", "sen12", "sar2opt", "qxs", "spacenet6", "sen12ms", "generated", "manifest"]
     root: Path | None = None
     manifest: Path | None = None  # a folder written by scripts/prepare.py; without: scanned at every start
     sar_dir: str = "sar"
@@ -111,10 +138,12 @@ class DataConfig(Section):
     csv: CsvConfig = CsvConfig()
     generated: GeneratedConfig = GeneratedConfig()
     scene_regex: str | None = None  # its first group, searched in the id, is the scene
-    split: str | None = None  # null: scene where scenes are known, else the layout's own
+    split: str | None = None  # null: scene where scenes are known, else the layout's own, as far as it has one
     split_seed: NonNegativeInt = 0
     val_fraction: float = Field(0.1, ge=0, lt=1)
     test_fraction: float = Field(0.1, ge=0, lt=1)
+    guard: NonNegativeFloat = 450.0  # m between the splits of a geographic one; at least the side of a tile
+    orientations: Path | None = None  # SAR_orientations.txt of SpaceNet 6: tiles seen from the south are turned by 180
     allow_outside_root: bool = False
     max_pixels: PositiveInt = 2**27  # a Sentinel-2 tile has 1.2e8
     verify: Literal["header", "full", "off"] = "header"
@@ -124,11 +153,19 @@ class DataConfig(Section):
     min_valid: float = Field(0.5, ge=0, le=1)  # share of valid SAR pixels that a random crop should have
     flip: bool = True  # harmless at 10 m; at 1 m it changes the look direction of the SAR and the side of the sun
     rotate90: bool = True  # as flip
-    sar: SarConfig = SarConfig()
-    opt: OptConfig = OptConfig()
+    sar: SarConfig = Field(SarConfig(), validate_default=True)
+    opt: OptConfig = Field(OptConfig(), validate_default=True)
     workers: NonNegativeInt = 4
     batch_size: PositiveInt = 16  # of one optimiser step, over all processes and accumulation
     micro_batch: PositiveInt = 8  # what one process computes at once
+
+    @field_validator("sar", "opt", mode="before")
+    @classmethod
+    def _as_the_layout_has_it(cls, value: Any, info: ValidationInfo) -> Any:
+        """What is not said about the pixels is what the layout has."""
+        preset = PRESETS.get(info.data.get("layout", ""), {}).get(info.field_name or "", {})
+        given = {} if isinstance(value, Section) and not value.model_fields_set else value
+        return preset | given if preset and isinstance(given, dict) else value
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -149,6 +186,8 @@ def _source_problem(cfg: DataConfig) -> str | None:
         if cfg.sar.scale not in ("uint8", "db") or not {*cfg.sar.bands} <= {"VV", "VH"}:
             return "sar: layout generated knows the bands VV and VH, as scale uint8 or db"
         return None
+    if cfg.orientations is not None and cfg.layout != "spacenet6":
+        return f"orientations: only layout spacenet6 has strips, this is layout {cfg.layout}; remove it"
     if cfg.layout == "manifest":
         return None if cfg.manifest else "manifest: layout manifest needs the folder that scripts/prepare.py wrote"
     if cfg.root is None:
@@ -161,14 +200,14 @@ def _source_problem(cfg: DataConfig) -> str | None:
 
 
 def _split_problem(cfg: DataConfig) -> str | None:
-    if cfg.split is not None and not re.fullmatch(r"scene|random|official|file:.+", cfg.split):
-        return f"split: expected scene, random, official or file:PATH (got {cfg.split!r})"
+    if cfg.split is not None and not re.fullmatch(SPLIT_POLICIES, cfg.split):
+        return f"split: expected {SPLIT_POLICIES.replace('|', ', ').replace('.+', 'PATH')} (got {cfg.split!r})"
     if cfg.val_fraction + cfg.test_fraction >= 1:
         return f"val_fraction + test_fraction = {cfg.val_fraction + cfg.test_fraction:g} leaves no pair for training"
     if cfg.scene_regex is None:
         return None
     if cfg.layout not in ("folders", "csv"):
-        return f"scene_regex: layout {cfg.layout} knows its scenes; remove it"
+        return f"scene_regex: layout {cfg.layout} has its own rule for names; remove it"
     try:
         re.compile(cfg.scene_regex)
     except re.error as error:

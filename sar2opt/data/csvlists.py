@@ -33,7 +33,7 @@ def read_csv(cfg: DataConfig) -> list[Pair]:
     if cfg.scene_regex is not None:
         scenes = scenes_of(ids, cfg.scene_regex)
     pairs = [
-        Pair(i, record["sar"], record["opt"], scene, record.get("note", ""), record.get("split", ""))
+        Pair(i, record["sar"], record["opt"], scene, *(record.get(key, "") for key in ("note", "split", "row", "col")))
         for i, record, scene in zip(ids, records, scenes, strict=True)
     ]
     if wrong := sorted({pair.split for pair in pairs} - set(SPLIT_NAMES)):

@@ -9,7 +9,12 @@ Terrain, 1989) list for 40 degrees: smooth surfaces (water, roads) reflect away 
 its surface, crowns in their volume, house and street form corner reflectors. The classes are set a little further apart
 than nature has them. Speckle of an intensity with L looks is gamma distributed with mean 1 and variance 1/L (Goodman
 1976).
+
+With ``changes``, things happened between the two acquisitions: houses, clearings and ships that one image shows and the
+other does not. The rest of the pair keeps its bits.
 """
+
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -37,30 +42,60 @@ RANGE = (-25.0, 0.0)  # dB that become 0..255 in the 8-bit form
 TABLE = 256  # parcels draw their crop from a table
 
 
+class Ground(NamedTuple):
+    """What a sensor looks at, [S,S] each: class; height of houses in m; wetness, with the tone of the parcel; relief;
+    and the grain of the texture."""
+
+    cover: np.ndarray
+    height: np.ndarray
+    wetness: np.ndarray
+    relief: np.ndarray
+    grain: np.ndarray
+
+
 class GeneratedPairs:
     """``count`` pairs of one split: SAR in ``scale`` uint8 or db [b,S,S], optical uint8 [3,S,S]."""
 
-    def __init__(self, split: str, count: int, size: int, seed: int, looks: float, bands: tuple[str, ...], scale: str):
+    def __init__(
+        self, split: str, count: int, size: int, seed: int, looks: float, bands: tuple[str, ...], scale: str,
+        changes: int = 0,
+    ):  # fmt: skip
         self.split, self.size, self.seed, self.looks, self.bands, self.scale = split, size, seed, looks, bands, scale
+        self.changes = changes
         self.ids = [f"{split}-{seed}-{i:06d}" for i in range(count)]
 
     def pixels(self, i: int) -> tuple[np.ndarray, np.ndarray]:
         """Pair ``i`` in stored values."""
-        sar, opt = scene(self.seed, self.split, i, self.size, self.looks)
+        sar, opt = scene(self.seed, self.split, i, self.size, self.looks, self.changes)
         sar = sar[[POLARISATIONS.index(band) for band in self.bands]]
         return (stretched(sar) if self.scale == "uint8" else sar), opt
 
+    def mask(self, i: int) -> np.ndarray:
+        """Where the changes show in either image of pair ``i``: bool [S,S]."""
+        return changed(self.seed, self.split, i, self.size, self.changes)
 
-def scene(seed: int, split: str, index: int, size: int, looks: float) -> tuple[np.ndarray, np.ndarray]:
+
+def scene(
+    seed: int, split: str, index: int, size: int, looks: float, changes: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
     """SAR sigma0 in dB, VV and VH, float32 [2,size,size]; optical uint8 [3,size,size]."""
     rng = draws.rng(seed, f"generated/{split}", index)
-    relief, wetness = field(rng, size, 40), field(rng, size, 24)
-    cover, parcel_tone, height = land_cover(rng, size, relief)
-    grain = rng.standard_normal((size, size), dtype=np.float32)
-    slope = np.gradient(relief, axis=1).astype(np.float32)
-    sar = backscatter(cover, height, wetness + parcel_tone, slope, grain)
+    under_sar, under_opt = with_changes(seed, split, index, terrain(rng, size), changes)
+    sar = backscatter(under_sar)
     sar = decibel(sar * speckle(rng, looks, sar.shape) + 10 ** (NOISE_FLOOR / 10))
-    return sar, optical(rng, cover, height, wetness + parcel_tone, relief, grain)
+    picture = reflectance(under_opt)
+    picture += rng.standard_normal(picture.shape, dtype=np.float32) * 2
+    return sar, np.rint(np.clip(blurred(picture), 0, 255)).astype(np.uint8)
+
+
+def changed(seed: int, split: str, index: int, size: int, changes: int) -> np.ndarray:
+    """Where ``scene`` with ``changes`` may differ from ``scene`` without them, noise aside: bool [size,size]. The
+    shadows of new houses belong to it, and the pixel to which the optics blur."""
+    before = terrain(draws.rng(seed, f"generated/{split}", index), size)
+    under_sar, under_opt = with_changes(seed, split, index, before, changes)
+    sar = (backscatter(under_sar) != backscatter(before)).any(0)
+    opt = (reflectance(under_opt) != reflectance(before)).any(0)
+    return sar | (blurred(opt.astype(np.float32)) > 0)
 
 
 def speckle(rng: np.random.Generator, looks: float, shape: tuple[int, ...]) -> np.ndarray:
@@ -88,6 +123,14 @@ def field(rng: np.random.Generator, size: int, cell: int) -> np.ndarray:
 
 
 # the map --------------------------------------------------------------------------------------------------------------
+
+
+def terrain(rng: np.random.Generator, size: int) -> Ground:
+    """The ground that both sensors see."""
+    relief, wetness = field(rng, size, 40), field(rng, size, 24)
+    cover, parcel_tone, height = land_cover(rng, size, relief)
+    grain = rng.standard_normal((size, size), dtype=np.float32)
+    return Ground(cover, height, wetness + parcel_tone, relief, grain)
 
 
 def land_cover(rng: np.random.Generator, size: int, relief: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -152,20 +195,56 @@ def river(rng: np.random.Generator, size: int) -> np.ndarray:
     return (np.abs(v - line) < width) & present
 
 
+# between the acquisitions ---------------------------------------------------------------------------------------------
+
+
+def with_changes(seed: int, split: str, index: int, ground: Ground, changes: int) -> tuple[Ground, Ground]:
+    """The ground under the radar and under the camera: every other one of ``changes`` objects is on each. They have
+    their own random stream, so that the scene around them is the one without them."""
+    rng = draws.rng(seed, f"generated/{split}/changes", index)
+    seen, first = [ground, ground], int(rng.integers(2))
+    for k in range(changes):
+        side = (first + k) % 2
+        seen[side] = change(rng, ground, seen[side])
+    return seen[0], seen[1]
+
+
+def change(rng: np.random.Generator, ground: Ground, seen: Ground) -> Ground:
+    """One object more in ``seen``: a ship where the place drawn is water in ``ground``, else a block of houses, or a
+    clearing (soil; where there is soil, crop)."""
+    size = len(ground.cover)
+    y, x = (int(n) for n in rng.integers(size, size=2))
+    angle, (length, width), height = rng.uniform(0, np.pi), rng.uniform(5, 9, 2), rng.uniform(*HEIGHTS)
+    houses = rng.random() < 0.5
+    row, column = np.mgrid[:size, :size].astype(np.float32) - np.array([y, x], np.float32)[:, None, None]
+    u, v = np.cos(angle) * column + np.sin(angle) * row, np.cos(angle) * row - np.sin(angle) * column
+    cover, heights, here = seen.cover.copy(), seen.height.copy(), ground.cover[y, x]
+    if here == WATER:
+        place = (np.abs(u) < length / 2) & (np.abs(v) < 1.5) & (ground.cover == WATER)
+        cover[place], heights[place] = ROOF, HEIGHTS[0]
+        return seen._replace(cover=cover, height=heights)
+    place = (np.abs(u) < length) & (np.abs(v) < width) & (ground.cover != WATER)
+    cover[place], heights[place] = ROAD if houses else CROP if here == SOIL else SOIL, 0
+    if houses:
+        place &= (u % 7 < 5) & (v % 7 < 5)
+        cover[place], heights[place] = ROOF, height
+    return seen._replace(cover=cover, height=heights)
+
+
 # the two sensors ------------------------------------------------------------------------------------------------------
 
 
-def backscatter(
-    cover: np.ndarray, height: np.ndarray, wetness: np.ndarray, slope: np.ndarray, grain: np.ndarray
-) -> np.ndarray:
+def backscatter(ground: Ground) -> np.ndarray:
     """sigma0 without speckle, as power: [2,S,S].
 
     Wet soil and crops scatter more (dielectric constant), slopes towards the radar as well; then the houses.
     """
+    cover, height, wetness, relief, grain = ground
+    slope = np.gradient(relief, axis=1).astype(np.float32)
     table = np.array([BACKSCATTER[c] for c in range(len(BACKSCATTER))], np.float32).T
-    ground = np.where(np.isin(cover, (WATER, ROAD, ROOF)), 0, 0.8 * wetness + 10 * slope)
-    ground = ground + np.where(cover == FOREST, 0.8 * grain, 0)
-    power = np.float32(10) ** ((table[:, cover] + ground) / 10).astype(np.float32)
+    local = np.where(np.isin(cover, (WATER, ROAD, ROOF)), 0, 0.8 * wetness + 10 * slope)
+    local = local + np.where(cover == FOREST, 0.8 * grain, 0)
+    power = np.float32(10) ** ((table[:, cover] + local) / 10).astype(np.float32)
     shadow, overlaid, corner = house_geometry(height)
     power[:, shadow] = 10 ** (NOISE_FLOOR / 10 - 1)  # nothing returns; the receiver's noise comes later
     wall = np.float32(10) ** (np.array(WALL, np.float32) / 10)
@@ -189,23 +268,16 @@ def house_geometry(height: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarr
     return shadow, overlaid, corner
 
 
-def optical(
-    rng: np.random.Generator,
-    cover: np.ndarray,
-    height: np.ndarray,
-    wetness: np.ndarray,
-    relief: np.ndarray,
-    grain: np.ndarray,
-) -> np.ndarray:
-    """uint8 [3,S,S]: colour by class, darker where wet, texture of crowns, light of the sun, shadows of houses."""
+def reflectance(ground: Ground) -> np.ndarray:
+    """[3,S,S] about 0..255: colour by class, darker where wet, texture of crowns, light of the sun, shadows of houses;
+    before noise and blur."""
+    cover, height, wetness, relief, grain = ground
     table = np.array([COLOUR[c] for c in range(len(COLOUR))], np.float32).T
     texture = np.array([2, 6, 8, 7, 8, 8, 12, 14], np.float32)[cover]
     light = 1 + 0.5 * (np.gradient(relief, axis=1) + np.gradient(relief, axis=0)).astype(np.float32)
     light *= np.where(np.isin(cover, (WATER, ROAD, ROOF)), 1, 1 - 0.06 * wetness)
     light *= np.where(sun_shadow(height), 0.55, 1).astype(np.float32)
-    picture = table[:, cover] * light + texture * grain
-    picture += rng.standard_normal(picture.shape, dtype=np.float32) * 2
-    return np.rint(np.clip(blurred(picture), 0, 255)).astype(np.uint8)
+    return table[:, cover] * light + texture * grain
 
 
 def sun_shadow(height: np.ndarray) -> np.ndarray:

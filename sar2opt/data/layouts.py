@@ -20,7 +20,8 @@ ID_LENGTH = 200
 
 
 class Pair(NamedTuple):
-    """Two files with one name; paths are relative to the root. ``split`` only where the layout's own list says it."""
+    """Two files with one name; paths are relative to the root. ``split`` only where the layout's own list says it;
+    ``row`` and ``col``: px of the upper left corner in the scene, where the name says them."""
 
     id: str
     sar: str
@@ -28,28 +29,33 @@ class Pair(NamedTuple):
     scene: str = ""
     note: str = ""
     split: str = ""
+    row: str = ""
+    col: str = ""
 
 
 class Rule(NamedTuple):
-    """One pattern of names; ``id``, ``scene``, ``note`` are formats of its groups, ``words`` the pattern in words."""
+    """One pattern of names; ``id``, ``scene``, ``note`` are formats of its groups, ``words`` the pattern in words,
+    ``size`` the side of its images in px. Groups part, row, col become split, row and col of the pair."""
 
     pattern: re.Pattern[str]
     id: str
     scene: str
     note: str
     words: str
+    size: int
     sides: tuple[str, str] = ("s1", "s2")
 
 
+PATCH = (  # of SEN1-2 and SEN12MS
+    r"(?P<season>ROIs(?:1158_spring|1868_summer|1970_fall|2017_winter))/(?P<side>s1|s2)_(?P<scene>\d+)"
+    r"/(?P=season)_(?P=side)_(?P=scene)_p(?P<patch>\d+)"
+)
 LAYOUTS: dict[str, tuple[Rule, ...]] = {
     "sen12": (
         Rule(
-            re.compile(
-                r"(?:v_2/)?(?P<season>ROIs(?:1158_spring|1868_summer|1970_fall|2017_winter))/(?P<side>s1|s2)_(?P<scene>\d+)"
-                r"/(?P=season)_(?P=side)_(?P=scene)_p(?P<patch>\d+)\.png"
-            ),
+            re.compile(rf"(?:v_2/)?{PATCH}\.png"),
             "{season}_{scene}_p{patch}", "{season}_{scene}", "",
-            "ROIs<season>/s1_<scene>/ROIs<season>_s1_<scene>_p<patch>.png",
+            "ROIs<season>/s1_<scene>/ROIs<season>_s1_<scene>_p<patch>.png", 256,
         ),
         Rule(
             re.compile(
@@ -57,7 +63,39 @@ LAYOUTS: dict[str, tuple[Rule, ...]] = {
                 r"/(?P<season>ROIs\d+_[a-z]+)_(?P=side)_(?P<scene>\d+)_p(?P<patch>\d+)\.png"
             ),
             "{terrain}/{season}_{scene}_p{patch}", "{season}_{scene}", "{terrain}",
-            "<terrain>/s1/ROIs<season>_s1_<scene>_p<patch>.png",
+            "<terrain>/s1/ROIs<season>_s1_<scene>_p<patch>.png", 256,
+        ),
+    ),
+    "sar2opt": (
+        Rule(
+            re.compile(r"(?P<part>train|test)(?P<side>A|B)/(?P<scene>\d+)_(?P<row>\d+)_(?P<col>\d+)\.jpg"),
+            "{scene}_{row}_{col}", "{scene}", "",
+            "trainA/<scene>_<row>_<col>.jpg (also testA; B: optical)", 600, ("A", "B"),
+        ),
+    ),
+    "qxs": (
+        Rule(
+            re.compile(r"(?P<side>sar|opt)_256_oc_0\.2/(?P<number>\d+)\.png"),
+            "{number}", "", "",
+            "sar_256_oc_0.2/<n>.png", 256, ("sar", "opt"),
+        ),
+    ),
+    "spacenet6": (
+        Rule(
+            re.compile(
+                r"(?:train/)?(?:AOI_11_Rotterdam/)?(?P<side>SAR-Intensity|PS-RGB)"
+                r"/SN6_Train_AOI_11_Rotterdam_(?P=side)_(?P<strip>\d+_\d+)_tile_(?P<tile>\d+)\.tif"
+            ),
+            "{strip}_tile_{tile}", "", "strip {strip}",
+            "train/AOI_11_Rotterdam/SAR-Intensity/SN6_Train_AOI_11_Rotterdam_SAR-Intensity_<t0>_<t1>_tile_<n>.tif",
+            900, ("SAR-Intensity", "PS-RGB"),
+        ),
+    ),
+    "sen12ms": (
+        Rule(
+            re.compile(rf"{PATCH}\.tif"),
+            "{season}_{scene}_p{patch}", "{season}_{scene}", "",
+            "ROIs<season>/s1_<scene>/ROIs<season>_s1_<scene>_p<patch>.tif", 256,
         ),
     ),
 }  # fmt: skip
@@ -166,7 +204,7 @@ def _by_rules(cfg: DataConfig) -> Found:
     rules, skipped = LAYOUTS[cfg.layout], Counter()
     left, right = rules[0].sides
     sides: dict[str, dict[str, list[str]]] = {left: {}, right: {}}
-    notes: dict[str, tuple[str, str]] = {}
+    facts: dict[str, tuple[str, str, str, str, str]] = {}
     strangers = []
     for path in walk(cfg.root, cfg.root, cfg.allow_outside_root, skipped):
         rule, match = _first_match(rules, path)
@@ -176,8 +214,12 @@ def _by_rules(cfg: DataConfig) -> Found:
         groups = match.groupdict()
         name = rule.id.format(**groups)
         sides[groups["side"]].setdefault(name, []).append(path)
-        notes[name] = (rule.scene.format(**groups), rule.note.format(**groups))
-    if not notes:
+        known = (rule.scene.format(**groups), rule.note.format(**groups))
+        known += (groups.get("part", ""), groups.get("row", ""), groups.get("col", ""))
+        if facts.setdefault(name, known) != known:
+            there = [p for files in sides.values() for p in files.get(name, [])]
+            raise UserError(f"{cfg.root}: id {name} is in train and in test: {' and '.join(there[:2])}; remove one")
+    if not facts:
         raise UserError(
             f"data.layout: {cfg.layout}: no file below {cfg.root} has a name of this layout: "
             + " or ".join(rule.words for rule in rules)
@@ -186,7 +228,7 @@ def _by_rules(cfg: DataConfig) -> Found:
     if strangers:
         skipped["other names"] = len(strangers)
     matched = _match(sides, lambda i, side: _partner(rules, i, side, sides))
-    return Found([Pair(i, sar, opt, *notes[i]) for i, sar, opt in matched], dict(skipped))
+    return Found([Pair(i, sar, opt, *facts[i]) for i, sar, opt in matched], dict(skipped))
 
 
 def _first_match(rules: tuple[Rule, ...], path: str) -> tuple[Rule | None, re.Match[str] | None]:

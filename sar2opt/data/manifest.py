@@ -21,6 +21,7 @@ from .splits import NAMES, list_hash
 
 FORMAT = 1
 CSV_FILE, JSON_FILE = "manifest.csv", "manifest.json"
+FACTS = {"layout", "root", "split", "sar", "opt", "turned", "statistics", "lists", "csv_sha256"}  # all that is read
 
 
 class Row(NamedTuple):
@@ -97,6 +98,8 @@ def write(manifest: Manifest, folder: Path) -> None:
     except OSError as error:
         raise MachineError(f"{folder}: manifest not written: {error.strerror}") from None
     finally:
+        if old.exists() and not folder.exists():
+            os.replace(old, folder)  # the new one could not take its place
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
 
@@ -135,7 +138,7 @@ def _facts(path: Path) -> dict[str, Any]:
     if not isinstance(facts, dict) or facts.get("format") != FORMAT:
         found = facts.get("format") if isinstance(facts, dict) else type(facts).__name__
         raise UserError(f"{path}: manifest format {found!r}; this version reads format {FORMAT}")
-    if missing := sorted({"layout", "root", "split", "sar", "statistics", "lists", "csv_sha256"} - facts.keys()):
+    if missing := sorted(FACTS - facts.keys()):
         raise UserError(f"{path}: lacks {', '.join(missing)}; write the manifest again with scripts/prepare.py")
     if not isinstance(facts["root"], str):
         raise UserError(f"{path}: root: expected a path, found {facts['root']!r:.80}")

@@ -1,5 +1,6 @@
 """What training reads: crops of pairs in [-1, 1], the same part and the same turn of both sides."""
 
+import re
 import textwrap
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from .generated import GeneratedPairs
 from .layouts import SHOWN
 from .manifest import Row
 from .radiometry import SarRadiometry, normalise_opt, read_opt
+from .strips import strip
 
 CROP_TRIES = 10
 START_IMAGES = 256  # whose statistics are taken at every start without a manifest
@@ -63,15 +65,16 @@ class PairedData:
             count = len(getattr(self, name))
             lines.append(f"{name:8}{count:9,}  {self.list_hashes.get(name, '-')[:16]}")
         lines += [*self.facts, *statistics_lines(self.cfg, self.statistics)]
-        return "\n".join(part for line in lines for part in textwrap.wrap(line, 80, subsequent_indent="    "))
+        return wrapped(lines)
 
 
 class FilePairs:
     """Pairs on disk. Decodes the whole image, cuts, then normalises."""
 
-    def __init__(self, rows: list[Row], cfg: DataConfig, radiometry: SarRadiometry):
+    def __init__(self, rows: list[Row], cfg: DataConfig, radiometry: SarRadiometry, southern: list[str]):
         self.ids = [row.id for row in rows]
         self.paths = [(row.sar, row.opt) for row in rows]
+        self.halves = [(2 if strip(row.id) in southern else 0, False) for row in rows]
         self.cfg, self.radiometry = cfg, radiometry
 
     def __len__(self) -> int:
@@ -87,7 +90,7 @@ class FilePairs:
         opt = read_opt(opt_path, cfg.opt, cfg.max_pixels)
         scan.require_equal_size(sar_path, opt_path, sar.shape[1:], opt.shape[1:])
         limits = radiometry.limits(sar, valid)  # of the whole image
-        sar, opt, valid = (self._padded(x, sar_path) for x in (sar, opt, valid))
+        sar, opt, valid = (self._padded(turned(x, self.halves[i]), sar_path) for x in (sar, opt, valid))
         top, left = self._corner(valid, rng)
         window = np.s_[..., top : top + cfg.resolution, left : left + cfg.resolution]
         turn = None if rng is None else draw_turn(rng, cfg.flip, cfg.rotate90)
@@ -191,7 +194,7 @@ def _open_files(cfg: DataConfig) -> PairedData:
         notes += warning_lines(found.warnings)
     facts = made.facts
     radiometry = SarRadiometry.resolve(cfg.sar, facts["statistics"])
-    splits = {name: FilePairs(made.of(name), cfg, radiometry) for name in SPLITS}
+    splits = {name: FilePairs(made.of(name), cfg, radiometry, facts["turned"]) for name in SPLITS}
     return PairedData(
         cfg, **splits, list_hashes=made.list_hashes, radiometry=radiometry, statistics=facts["statistics"],
         facts=(*table_lines(cfg, made), *notes),
@@ -201,7 +204,9 @@ def _open_files(cfg: DataConfig) -> PairedData:
 def _open_generated(cfg: DataConfig) -> PairedData:
     g = cfg.generated
     made = {
-        name: GeneratedPairs(name, getattr(g, name), cfg.resolution, g.seed, g.looks, cfg.sar.bands, cfg.sar.scale)
+        name: GeneratedPairs(
+            name, getattr(g, name), cfg.resolution, g.seed, g.looks, cfg.sar.bands, cfg.sar.scale, g.changes
+        )
         for name in SPLITS
     }
     images = []
@@ -213,8 +218,14 @@ def _open_generated(cfg: DataConfig) -> PairedData:
     radiometry = SarRadiometry.resolve(cfg.sar, facts)
     splits = {name: _Turned(pairs, cfg, radiometry) for name, pairs in made.items()}
     hashes = {name: manifest.list_hash(pairs.ids) for name, pairs in made.items() if pairs.ids}
-    note = f"layout generated: {cfg.resolution} px, {g.looks:g} looks, seed {g.seed}"
+    note = f"layout generated: {cfg.resolution} px, {g.looks:g} looks, {g.changes} changes, seed {g.seed}"
     return PairedData(cfg, **splits, list_hashes=hashes, radiometry=radiometry, statistics=facts, facts=(note,))
+
+
+def wrapped(lines: list[str]) -> str:
+    """At 80 columns; a path or a hash is never cut."""
+    kept = textwrap.TextWrapper(80, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False)
+    return "\n".join(part for line in lines for part in kept.wrap(line))
 
 
 def table_lines(cfg: DataConfig, made: manifest.Manifest) -> list[str]:
@@ -224,9 +235,12 @@ def table_lines(cfg: DataConfig, made: manifest.Manifest) -> list[str]:
     scenes = ", ".join(f"{name} {count}" for name, count in made.scenes.items() if count)
     lines = [
         f"layout {made.facts['layout']} in {cfg.root}",
-        "split " + ", ".join(f"{key} {value}" for key, value in policy.items()),
+        "split " + ", ".join(f"{key} {_short(value)}" for key, value in policy.items()),
         f"scenes: {scenes or 'not known'}",
     ]
+    if made.facts["turned"]:
+        count = sum(strip(row.id) in made.facts["turned"] for row in rows)
+        lines.append(f"turned by 180 degrees: {count} pairs of {len(made.facts['turned'])} strips seen from the south")
     if unused := len(made.of("unused")):
         lines.append(f"unused: {unused} pairs")
     if sizes := sorted({(row.width, row.height) for row in rows} - {(0, 0)}):
@@ -234,6 +248,12 @@ def table_lines(cfg: DataConfig, made: manifest.Manifest) -> list[str]:
         types = "; ".join(f"{side} {'/'.join(sorted(found))}" for side, found in _types(rows).items())
         lines.append(f"size {shown} px; {types}")
     return lines
+
+
+def _short(value: Any) -> str:
+    """Scenes in one list, hashes by their first digits."""
+    text = " ".join(value) if isinstance(value, list) else str(value)
+    return f"{text[:16]}..." if re.fullmatch(r"[0-9a-f]{64}", text) else text
 
 
 def warning_lines(warnings: list[str]) -> list[str]:

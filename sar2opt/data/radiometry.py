@@ -186,11 +186,20 @@ class SarRadiometry(SarConfig):
 
 def read_opt(path: str | Path, cfg: OptConfig, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """The optical picture in its stored values [3,H,W]; one band counts as grey."""
-    raster = read_raster(path, max_pixels)
-    if len(raster.pixels) not in (1, 3):
-        raise UserError(f"{path}: expected 3 optical bands (or 1, grey), found {len(raster.pixels)}")
-    require_dtype(path, raster.pixels, cfg.scale, "data.opt")
-    return np.broadcast_to(raster.pixels, (3, *raster.pixels.shape[1:]))
+    pixels = read_raster(path, max_pixels).pixels
+    if not opt_bands_fit(len(pixels), cfg):
+        wanted = f"bands {', '.join(map(str, cfg.bands))} (data.opt.bands)" if cfg.bands else "3 bands (or 1, grey)"
+        advice = "" if cfg.bands else "; set data.opt.bands to the numbers of red, green and blue"
+        raise UserError(f"{path}: expected the optical {wanted}, found {len(pixels)} band(s){advice}")
+    if cfg.bands:
+        pixels = pixels[[number - 1 for number in cfg.bands]]
+    require_dtype(path, pixels, cfg.scale, "data.opt")
+    return np.broadcast_to(pixels, (3, *pixels.shape[1:]))
+
+
+def opt_bands_fit(count: int, cfg: OptConfig) -> bool:
+    """Whether a file of so many bands has the optical ones."""
+    return max(cfg.bands) <= count if cfg.bands else count in (1, 3)
 
 
 def normalise_opt(pixels: np.ndarray, cfg: OptConfig) -> Tensor:

@@ -82,6 +82,22 @@ def read_header(path: str | Path, max_pixels: int = MAX_PIXELS) -> Header:
         raise _undecodable(path, kind, error) from None
 
 
+def read_easting(path: str | Path) -> tuple[str, float]:
+    """The projection of a GeoTIFF, and the easting of its centre in m."""
+    path = safe_file(path)
+    if (kind := sniff(path)) != TIFF:
+        raise UserError(f"{path}: a {kind} file does not say where it lies; a geographic split needs GeoTIFF")
+    try:
+        with _rasterio_open(path, kind) as source:
+            crs, t = source.crs, source.transform
+            easting = t.c + t.a * source.width / 2 + t.b * source.height / 2
+    except DECODER_ERRORS as error:
+        raise _undecodable(path, kind, error) from None
+    if crs is None or not crs.is_projected or crs.linear_units_factor[1] != 1:
+        raise UserError(f"{path}: a geographic split needs a projection in metres, found {crs or 'none'}")
+    return crs.to_string(), float(easting)
+
+
 def safe_file(path: str | Path) -> Path:
     """``path`` if it names a plain local file and nothing that GDAL would interpret."""
     text = str(path)

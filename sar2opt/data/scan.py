@@ -12,10 +12,11 @@ from .. import __version__
 from ..config import UserError
 from . import splits, statistics
 from .config import DataConfig
-from .layouts import LAYOUTS, SHOWN, Pair, find_pairs, require_root
+from .layouts import LAYOUTS, SHOWN, Pair, find_pairs, listed, require_root
 from .manifest import Manifest, Row
-from .radiometry import SarRadiometry, dtype_fits, read_opt
-from .rasters import Header, read_header, safe_file
+from .radiometry import SarRadiometry, dtype_fits, opt_bands_fit, read_opt
+from .rasters import Header, read_easting, read_header, safe_file
+from .strips import southern
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -36,6 +37,14 @@ class Look(NamedTuple):
     remarks: tuple[str, ...] = ()
 
 
+class Place(NamedTuple):
+    """Where a pair lies, or why that is not known."""
+
+    projection: str
+    easting: float  # of the centre, m
+    problem: str = ""
+
+
 class Scan(NamedTuple):
     manifest: Manifest
     skipped: dict[str, int]
@@ -47,17 +56,16 @@ def scan(cfg: DataConfig, images: int | None, hashing: bool, mapper: Mapper = ma
     assert cfg.root is not None
     found = find_pairs(cfg)
     chosen = splits.policy(cfg, found.pairs)  # before the long part
-    names = splits.assign(cfg, found.pairs, chosen)
+    eastings = _eastings(cfg, found.pairs, mapper) if chosen == "geographic" else []
+    names = splits.assign(cfg, found.pairs, chosen, eastings)
+    facts = describe(cfg, chosen, found.pairs)
     looks = list(mapper(partial(look, cfg, hashing), found.pairs))
-    if problems := [seen.problem for seen in looks if seen.problem]:
-        shown = "".join(f"\n  {text}" for text in problems[:SHOWN])
-        raise UserError(f"{len(problems)} of {len(looks)} pairs cannot be used; the first:{shown}")
+    _require_none([seen.problem for seen in looks])
     rows = [
         seen.row if seen.row.split == "unused" else seen.row._replace(split=name)
         for seen, name in zip(looks, names, strict=True)
         if seen.row
     ]
-    facts = describe(cfg, chosen)
     manifest = Manifest(rows, facts)
     train = manifest.of("train")
     if not train:
@@ -65,31 +73,79 @@ def scan(cfg: DataConfig, images: int | None, hashing: bool, mapper: Mapper = ma
     taken = [train[k * len(train) // n] for n in [min(images or len(train), len(train))] for k in range(n)]
     parts = mapper(partial(chunk_sums, cfg), list(statistics.in_chunks(taken)))
     facts["statistics"] = statistics.combine(parts, cfg.sar.bands, cfg.sar.scale) | {"of": len(train)}
-    warnings = [text for seen in looks for text in seen.remarks]
-    if chosen == "random":
-        warnings.insert(0, splits.RANDOM_WARNING)
-    return Scan(manifest, found.skipped, warnings)
+    warnings = [splits.RANDOM_WARNING] if chosen == "random" else []
+    warnings += splits.departures(cfg.layout, chosen, manifest.list_hashes) + _unusual_sizes(cfg, rows)
+    return Scan(manifest, found.skipped, [*warnings, *(text for seen in looks for text in seen.remarks)])
 
 
-def describe(cfg: DataConfig, chosen: str) -> dict[str, Any]:
+def _require_none(problems: list[str]) -> None:
+    if found := [text for text in problems if text]:
+        shown = "".join(f"\n  {text}" for text in found[:SHOWN])
+        raise UserError(f"{len(found)} of {len(problems)} pairs cannot be used; the first:{shown}")
+
+
+def _eastings(cfg: DataConfig, pairs: list[Pair], mapper: Mapper) -> list[float]:
+    """Of the SAR images, which must have one projection."""
+    places = list(mapper(partial(place, cfg), pairs))
+    _require_none([found.problem for found in places])
+    if len(projections := sorted({found.projection for found in places})) > 1:
+        raise UserError(
+            f"data.split: geographic needs one projection, the files have {len(projections)}: {listed(projections)}; "
+            "use scene, or file:PATH"
+        )
+    return [found.easting for found in places]
+
+
+def place(cfg: DataConfig, pair: Pair) -> Place:
+    assert cfg.root is not None
+    try:
+        require_file_inside(cfg, cfg.root / pair.sar)
+        return Place(*read_easting(cfg.root / pair.sar))
+    except UserError as error:
+        return Place("", 0.0, str(error))
+
+
+def _unusual_sizes(cfg: DataConfig, rows: list[Row]) -> list[str]:
+    """A copy at another size is another data set: its pixels are not those that others measured on."""
+    rules = LAYOUTS.get(cfg.layout, ())
+    unusual = [row for row in rows if rules and row.height and (row.height, row.width) != (rules[0].size,) * 2]
+    if not unusual:
+        return []
+    first, size = unusual[0], rules[0].size
+    return [
+        f"{len(unusual)} of {len(rows)} pairs do not have the {size} x {size} px of layout {cfg.layout}, such as "
+        f"{first.sar}: {first.width} x {first.height} px"
+    ]
+
+
+def describe(cfg: DataConfig, chosen: str, pairs: list[Pair]) -> dict[str, Any]:
     """How a manifest came about, and what its statistics mean."""
     assert cfg.root is not None
     rules = " or ".join(rule.pattern.pattern for rule in LAYOUTS.get(cfg.layout, ()))
     words = {"folders": f"{cfg.sar_dir}/ID.* and {cfg.opt_dir}/ID.*", "csv": "one row, one pair"}.get(cfg.layout, rules)
     split: dict[str, Any] = {"policy": chosen}
-    if chosen in ("scene", "random"):
-        split |= {"seed": cfg.split_seed, "val_fraction": cfg.val_fraction, "test_fraction": cfg.test_fraction}
+    if frozen := splits.frozen_scenes(cfg, chosen, pairs):
+        split |= {name: sorted(scenes) for name, scenes in frozen.items()}
+    elif chosen in ("scene", "random", "geographic"):
+        split |= {"guard": cfg.guard} if chosen == "geographic" else {"seed": cfg.split_seed}
+        split |= {"val_fraction": cfg.val_fraction, "test_fraction": cfg.test_fraction}
+    elif chosen.startswith("file:"):
+        split |= {f"{file.name} sha256": file_hash(file) for file in splits.split_files(chosen)}
     facts: dict[str, Any] = {"layout": cfg.layout, "root": cfg.root.resolve().as_posix(), "rule": words}
     if cfg.scene_regex is not None:
         facts["scene_regex"] = cfg.scene_regex
     if cfg.layout == "csv":
         facts["trust_order"] = cfg.csv.trust_order
-    return facts | {"split": split, "verify": cfg.verify, "sar": sar_facts(cfg), "tool": f"sar2opt {__version__}"}
+    facts["turned"] = southern(cfg.orientations, [pair.id for pair in pairs]) if cfg.orientations else []
+    return facts | {"split": split, "verify": cfg.verify, **pixel_facts(cfg), "tool": f"sar2opt {__version__}"}
 
 
-def sar_facts(cfg: DataConfig) -> dict[str, Any]:
-    """The settings that the statistics of the SAR side depend on."""
-    return cfg.sar.model_dump(mode="json", include={"bands", "scale", "floor", "nodata"})
+def pixel_facts(cfg: DataConfig) -> dict[str, Any]:
+    """The settings that the statistics depend on."""
+    return {
+        "sar": cfg.sar.model_dump(mode="json", include={"bands", "scale", "floor", "nodata"}),
+        "opt": cfg.opt.model_dump(mode="json", include={"bands", "scale"}),
+    }
 
 
 # one pair -------------------------------------------------------------------------------------------------------------
@@ -102,7 +158,10 @@ def look(cfg: DataConfig, hashing: bool, pair: Pair) -> Look:
     try:
         require_file_inside(cfg, sar)
         require_file_inside(cfg, opt)
-        row = Row(pair.id, "", pair.sar, pair.opt, pair.scene, sar_bands=";".join(cfg.sar.bands), note=pair.note)
+        row = Row(
+            pair.id, "", pair.sar, pair.opt, pair.scene, pair.row, pair.col, sar_bands=";".join(cfg.sar.bands),
+            note=pair.note,
+        )  # fmt: skip
         if cfg.verify != "off":
             row = _headers(cfg, row, sar, opt)
         remarks: tuple[str, ...] = ()
@@ -133,7 +192,7 @@ def _headers(cfg: DataConfig, row: Row, sar: Path, opt: Path) -> Row:
     require_equal_size(sar, opt, left[:2], right[:2])
     if not _bands_may_fit(cfg, left) or not dtype_fits(left.dtype, cfg.sar.scale):
         decoding(cfg).decode(sar, cfg.max_pixels)
-    if right.bands not in (1, 3) or not dtype_fits(right.dtype, cfg.opt.scale):
+    if not opt_bands_fit(right.bands, cfg.opt) or not dtype_fits(right.dtype, cfg.opt.scale):
         read_opt(opt, cfg.opt, cfg.max_pixels)
     size = {"height": left.height, "width": left.width, "sar_dtype": left.dtype, "opt_dtype": right.dtype}
     turned = [
@@ -165,7 +224,7 @@ def _pixels(cfg: DataConfig, row: Row, sar: Path, opt: Path) -> tuple[Row, tuple
 
 def decoding(cfg: DataConfig) -> SarRadiometry:
     """What decodes and scales before the statistics are known; it does not normalise."""
-    kept = cfg.sar.model_dump(mode="json", include={"bands", "scale", "floor", "nodata"})
+    kept = pixel_facts(cfg)["sar"]
     return SarRadiometry.from_dict(kept if cfg.sar.scale == "uint8" else kept | {"norm": "percentile_image"})
 
 
@@ -208,11 +267,14 @@ def require_current(cfg: DataConfig, manifest: Manifest) -> None:
         raise UserError(f"{here}: prepared as layout {facts['layout']}, data.layout is {cfg.layout}")
     if cfg.split is not None and cfg.split != facts["split"]["policy"]:
         raise UserError(f"{here}: its split is {facts['split']['policy']}, data.split is {cfg.split}; set it to null")
-    if facts["sar"] != sar_facts(cfg):
-        raise UserError(
-            f"{here}: its statistics are of other SAR settings; expected {facts['sar']}, data.sar says "
-            f"{sar_facts(cfg)}; change data.sar, or prepare again"
-        )
+    for side, said in pixel_facts(cfg).items():
+        if facts[side] != said:
+            raise UserError(
+                f"{here}: its statistics are of other {side.upper()} settings; expected {facts[side]}, data.{side} "
+                f"says {said}; change data.{side}, or prepare again"
+            )
+    if cfg.orientations and southern(cfg.orientations, [row.id for row in manifest.rows]) != facts["turned"]:
+        raise UserError(f"{here}: prepared with other strips turned than {cfg.orientations} says; prepare again")
     rows = [row for row in manifest.rows if row.split != "unused" and row.sar_sha256]
     count = {"off": 0, "header": min(SAMPLED, len(rows)), "full": len(rows)}[cfg.verify]
     for row in (rows[k * len(rows) // count] for k in range(count)):
