@@ -24,7 +24,8 @@ Weighting = Literal["uniform", "min_snr", "min_snr_plus_one"]
 BETAS: dict[str, dict[str, Any]] = {
     "linear": {"beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02},
     "scaled_linear": {"beta_schedule": "scaled_linear", "beta_start": 8.5e-4, "beta_end": 0.012},
-    "cosine": {"beta_schedule": "squaredcos_cap_v2"},
+    # start and end mean nothing here; stated, because the classes of diffusers have different ones
+    "cosine": {"beta_schedule": "squaredcos_cap_v2", "beta_start": 1e-4, "beta_end": 0.02},
 }
 DIFFUSERS_NAMES: dict[Prediction, str] = {"epsilon": "epsilon", "v": "v_prediction", "sample": "sample"}
 OUR_NAMES: dict[str, Prediction] = {name: ours for ours, name in DIFFUSERS_NAMES.items()}

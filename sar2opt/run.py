@@ -503,7 +503,7 @@ def _require_same(what: str, old: dict[str, str], new: dict[str, str], checkpoin
     if changed:
         listed = "\n".join(changed)
         raise ConfigError(
-            f"{checkpoint}: trained with {what} (SHA-256):\n{listed}\nrestore them, or choose another run.name"
+            f"{checkpoint}: trained on {what} (SHA-256):\n{listed}\nrestore them, or choose another run.name"
         )
 
 

@@ -12,6 +12,11 @@ from diffusers import UNet2DModel
 from PIL import Image
 from safetensors.torch import load_file
 
+import train
+from sar2opt import config
+from sar2opt.data import open_data
+from sar2opt.run import Run
+
 from .launch import ROOT, Die, fingerprint, finish, printed, rows, run, start
 
 
@@ -174,3 +179,33 @@ def test_a_pair_that_goes_missing_is_another_list_and_refused_on_resume(tmp_path
         (tmp_path / "pairs" / side / "a_3.png").unlink()
     message = refused(tmp_path / "run", run__max_steps=6, **data)
     assert "trained on another list of pairs" in message and "train: was " in message
+
+
+@pytest.mark.parametrize(("shared", "expected"), [(False, 1.5), (True, 1.25)])
+def test_each_optimiser_has_a_loss_scaler_of_its_own(shared, expected, monkeypatch):
+    """fp16 with accumulation 2: the critic's gradient is (1 + 2) / 2. With one scaler for both, the student's update
+    doubles the scale between the critic's two backward passes."""
+    cfg = config.load(train.Config, ROOT / "configs/train/smoke.yaml", ["data.batch_size=2", "data.micro_batch=1"])
+    run = Run(cfg, open_data(cfg.data))
+    run.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=1)
+    nets = {name: torch.nn.Linear(1, 1, bias=False) for name in ("student", "critic")}
+    for name in nets:
+        nets[name] = run.trainable(name, nets[name])
+    assert len({id(scaler) for scaler in run.scalers.values()}) == 2
+    if shared:
+        one = run.scalers["student"]
+        run.scalers["critic"] = run.trained[nets["critic"]][1].scaler = one
+    seen = []
+
+    def norm(parameters, _limit):
+        seen.extend(p.grad.item() for p in parameters)
+        return torch.tensor(1.0)
+
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", norm)
+    monkeypatch.setattr(type(run.accelerator), "mixed_precision", "fp16")  # which needs a GPU
+    run.accelerator.native_amp = True
+    for factor in (1.0, 2.0):
+        with run.accelerator.accumulate(*run.trained):
+            for net in nets.values():
+                run.update(net(torch.tensor([[factor]])).sum(), net)
+    assert seen[-1] == pytest.approx(expected)
