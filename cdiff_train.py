@@ -48,6 +48,7 @@ class CDiff:
         self.cfg, self.run = cfg, run
         made = cdiff.build(cfg, run.data.radiometry, cfg.run.folder / "model")
         run.inputs |= made.card.hashes
+        run.space, self.cached = made.space, cfg.data.cache_latents != "off"
         self.space, self.schedule = made.space.to(run.device), made.schedule.to(run.device)
         self.average = run.frozen_copy(made.unet, average="ema") if cfg.ema.decay is not None else None
         self.unet = run.trainable("unet", made.unet)
@@ -56,7 +57,7 @@ class CDiff:
         self.pipeline = SAR2OptPipeline(self.ema, made.scheduler, card, self.space)
 
     def step(self, batch: Batch) -> dict[str, Tensor]:
-        cond, z0 = self.space.encode(batch.sar, batch.opt)
+        cond, z0 = (batch.sar, batch.opt) if self.cached else self.space.encode(batch.sar, batch.opt)
         t, eps = batch.draw.integers("t", self.schedule.timesteps), batch.draw.normal("eps", z0.shape[1:])
         z_t = self.schedule.add_noise(z0, eps, t)
         out = self.space.outputs(self.unet, z_t, t, cond)

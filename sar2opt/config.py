@@ -85,7 +85,8 @@ MAY_CHANGE: dict[str, set[str]] = {
         "name", "dir", "max_steps", "device", "trackers", "keep_checkpoints",
         "log_every", "sample_every", "validate_every", "checkpoint_every",
     },
-    "data": {"root", "manifest", "workers", "micro_batch"},  # the checkpoint holds the hash of the list of pairs
+    # the checkpoint holds the hash of the list of pairs
+    "data": {"root", "manifest", "cache_dir", "workers", "micro_batch"},
 }  # fmt: skip
 
 

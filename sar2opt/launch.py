@@ -5,7 +5,8 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from . import config
+from . import config, latents
+from .config import ConfigError
 from .data import open_data
 from .data.stream import Stream
 from .run import Method, Run
@@ -32,6 +33,8 @@ def launch(kind: type[Any], build: Callable[[Any, Run], Method], argv: list[str]
     data = open_data(cfg.data)
     run = Run(cfg, data)
     method = build(cfg, run)
+    if cfg.data.cache_latents != "off" and run.space is None:
+        raise ConfigError("data.cache_latents: only latent models (cdiff_train.py) have latents; set it to off")
     if run.main:
         print(data.summary(), flush=True)
     if args.check:
@@ -51,5 +54,7 @@ def _check(run: Run) -> None:
         print(f"{name}: {sum(p.numel() for p in net.parameters()):,} parameters")
     print(f"device {run.device}, precision {run.accelerator.mixed_precision}, {run.world} process(es)")
     batch_size = f"{run.world} x {micro} x {run.accumulation} accumulated = {cfg.data.batch_size} images"
+    if cfg.data.cache_latents != "off" and run.space is not None:
+        print(latents.describe(latents.plan(run.data, run.space.factor)))
     print(f"{cfg.run.max_steps} steps of {batch_size}\nrun folder {cfg.run.folder}")
     print("check passed")

@@ -10,6 +10,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, cast
 
@@ -25,12 +26,13 @@ from accelerate.utils import (
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from . import checkpoint, config, draws, models, report, schedules, validation
+from . import checkpoint, config, draws, latents, models, report, schedules, validation
 from .config import ConfigError, EMAConfig, MachineError, OptimConfig, RunConfig, Section, UserError
 from .data import DataConfig, PairedData, Pairs
 from .data.stream import Batch, Samples, Stream, positions
 from .draws import Draws
 from .folder import RunFolder
+from .models import LatentSpace
 from .pipeline import Card
 from .progress import Progress
 from .samplers import SampleConfig
@@ -86,6 +88,7 @@ class Run:
         self.scalers: dict[str, torch.amp.GradScaler] = {}  # with fp16
         self.averages: dict[str, nn.Module] = {}
         self.inputs: dict[str, str] = {}  # what the run is made from beside its data -> hash; a resume needs the same
+        self.space: LatentSpace | None = None  # a method that trains on latents names it here
         self.norms: dict[str, Tensor] = {}
         torch.manual_seed(cfg.run.seed)  # initial weights
 
@@ -178,6 +181,8 @@ class Run:
 
     def fit(self, method: Method) -> None:
         """Train to ``max_steps``, from the newest valid checkpoint if there is one."""
+        if self.cfg.data.cache_latents != "off":
+            self._read_latents()
         run, stream = self.cfg.run, Stream(self.data.train, self.cfg.run.seed)
         self._begin(method, stream)
         progress = Progress(self.step, run.max_steps, self.cfg.data.batch_size, self.device, self.main)
@@ -197,6 +202,16 @@ class Run:
                     self._save(method)
         progress.close()
         self._end(method, progress, interrupted=stop)
+
+    def _read_latents(self) -> None:
+        """From now on the training pairs are latents, computed once and shared by all runs that need the same."""
+        assert self.space is not None
+        data, space = self.data, self.space
+        plan = latents.plan(data, space.factor)
+        key = self._on_main(lambda: latents.claim(data, space, plan))
+        latents.build(data, space, plan, key, self.rank, self.world)
+        self._anywhere(False)  # wait for the others
+        self.data = replace(data, train=latents.opened(data, plan, key))
 
     def _step(self, method: Method, batches: Iterator[Batch], progress: Progress) -> dict[str, Tensor]:
         """One optimiser step; sum and count [2] of every logged value on this process."""

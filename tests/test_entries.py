@@ -21,7 +21,7 @@ SCRIPTS = {
 }
 ALONE = {  # run on generated pairs
     "train/smoke", "train/demo", "baseline/smoke", "lcm/smoke", "lcm/demo", "lcm_adv/smoke", "lcm_adv/demo",
-    "cdiff/smoke", "cdiff/demo",
+    "cdiff/smoke", "cdiff/demo", "cdiff/trial",
 }  # fmt: skip
 REAL = {
     "train/cities",
@@ -54,7 +54,7 @@ def command(name, *arguments):
     """The entry script of a config in a process of its own."""
     module = SCRIPTS[name.split("/")[0]][0]
     taught = [f"model.init_from={teacher()}"] if module in TAUGHT else []
-    based = [f"cdiff.base={tiny_base()}"] if name == "cdiff/demo" else []
+    based = [f"cdiff.base={tiny_base()}"] if name in ("cdiff/demo", "cdiff/trial") else []
     return call(module, f"configs/{name}.yaml", *taught, *based, *arguments)
 
 

@@ -18,6 +18,7 @@ LAYERS = [
     {"losses", "checkpoint", "confidence", "schedules"},
     {"data"},
     {"models"},
+    {"latents"},
     {"diffusion"},
     {"samplers"},
     {"consistency", "adversarial"},

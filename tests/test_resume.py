@@ -1,13 +1,14 @@
 """A run that is interrupted, anywhere and often, is the run that never was: same weights, optimisers and logs."""
 
 import os
+import shutil
 import signal
 import time
 
 import pytest
 from safetensors.torch import load_file
 
-from .launch import Die, fingerprint, finish, printed, rows, run, start
+from .launch import Die, fingerprint, finish, printed, rows, run, start, tiny_base
 
 KILLED = -signal.SIGKILL
 
@@ -81,6 +82,45 @@ def test_several_networks_agree_on_one_and_two_processes(tmp_path, case):
         run(script, tmp_path / f"world{world}", world, **settings)
     for a, b in zip(*(rows(tmp_path / f"world{world}") for world in (1, 2)), strict=True):
         assert a == pytest.approx(b, rel=1e-4)
+
+
+@pytest.mark.parametrize("cache", ["off", "dihedral"])
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_latent_training_resumes_bitwise(tmp_path, world, cache):
+    settings = {"data__batch_size": 2 * world, "cdiff__loss": "beta_nll", "data__cache_latents": cache}
+    for name in ("straight", "broken"):
+        own = settings | {"data__cache_dir": tmp_path / f"{name}-latents"}
+        if name == "broken":
+            assert run("cdiff_train", tmp_path / name, world, Die("step", 3), **own) == [KILLED] * world
+        run("cdiff_train", tmp_path / name, world, **own)
+    assert printed(tmp_path / "broken").count("resumed at step 2") == 1
+    assert fingerprint(tmp_path / "broken") == fingerprint(tmp_path / "straight")
+    assert {"calibration", "var", "error"} <= rows(tmp_path / "straight")[0].keys()
+
+
+def test_killed_while_latents_are_written(tmp_path):
+    settings = {"data__cache_latents": "dihedral", "run__max_steps": 2, "run__validate_every": 0}
+    run("cdiff_train", tmp_path / "straight", **settings, data__cache_dir=tmp_path / "a")
+    for nth in (1, 2, 3):  # index, files, the shard
+        own = settings | {"data__cache_dir": tmp_path / f"b{nth}"}
+        assert run("cdiff_train", tmp_path / f"broken{nth}", 1, Die("write", nth), **own) == [KILLED]
+        run("cdiff_train", tmp_path / f"broken{nth}", **own)
+        assert fingerprint(tmp_path / f"broken{nth}") == fingerprint(tmp_path / "straight")
+
+
+def test_a_resumed_run_reads_its_prompt_and_needs_the_base_that_it_began_with(tmp_path):
+    shutil.copytree(tiny_base(), tmp_path / "base")
+    settings = {"cdiff__base": tmp_path / "base", "run__validate_every": 0}
+    run("cdiff_train", tmp_path / "straight", **settings)
+    assert run("cdiff_train", tmp_path / "broken", 1, Die("step", 3), **settings) == [KILLED]
+    for part in ("text_encoder", "tokenizer"):
+        shutil.rmtree(tmp_path / "base" / part)
+    run("cdiff_train", tmp_path / "broken", **settings)
+    assert fingerprint(tmp_path / "broken") == fingerprint(tmp_path / "straight")
+    scheduler = tmp_path / "base/scheduler/scheduler_config.json"
+    scheduler.write_text(scheduler.read_text().replace('"steps_offset": 1', '"steps_offset": 0'))
+    assert finish(start("cdiff_train", tmp_path / "broken", **settings, run__max_steps=6)) == [2]
+    assert "trained with other networks" in printed(tmp_path / "broken")
 
 
 def test_killed_inside_every_write(tmp_path):

@@ -150,11 +150,16 @@ class DataConfig(Section):
     resolution: PositiveInt = 256  # side of the crops in px; 256 is the patch of SEN1-2
     crop: Literal["random", "center", "none"] = "random"  # of training; validation and test are centre crops
     pad: Literal["reflect", "none"] = "none"  # images smaller than the crop
+    crops_per_image: NonNegativeInt = 0  # random crops of each image that are drawn once; 0: new ones for ever
     min_valid: float = Field(0.5, ge=0, le=1)  # share of valid SAR pixels that a random crop should have
     flip: bool = True  # harmless at 10 m; at 1 m it changes the look direction of the SAR and the side of the sun
     rotate90: bool = True  # as flip
     sar: SarConfig = Field(SarConfig(), validate_default=True)
     opt: OptConfig = Field(OptConfig(), validate_default=True)
+    # latent models: encode the training pairs once. dihedral: in every turn of flip and rotate90; plain: as they are
+    cache_latents: Literal["off", "plain", "dihedral"] = "off"
+    cache_dir: Path | None = None
+    cache_precision: Literal["fp16", "fp32"] = "fp16"
     workers: NonNegativeInt = 4
     batch_size: PositiveInt = 16  # of one optimiser step, over all processes and accumulation
     micro_batch: PositiveInt = 8  # what one process computes at once
@@ -169,7 +174,7 @@ class DataConfig(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        for problem in (_source_problem(self), _split_problem(self)):
+        for problem in (_source_problem(self), _split_problem(self), _cache_problem(self)):
             if problem:
                 raise ValueError(problem)
         return self
@@ -198,6 +203,18 @@ def _source_problem(cfg: DataConfig) -> str | None:
         return f"csv.files: one CSV with the columns sar and opt, or two lists; got {len(cfg.csv.files)} files"
     if cfg.layout == "folders" and cfg.sar_dir == cfg.opt_dir:
         return f"opt_dir: the same folder as sar_dir, {cfg.sar_dir!r}"
+    return None
+
+
+def _cache_problem(cfg: DataConfig) -> str | None:
+    if cfg.crops_per_image and (cfg.crop != "random" or cfg.layout == "generated"):
+        return "crops_per_image: only images larger than crop: random has room in have several crops; set it to 0"
+    if cfg.cache_latents == "off":
+        return None
+    if cfg.cache_dir is None:
+        return "cache_dir: cache_latents needs a folder that the runs with the same data and codec can share"
+    if cfg.cache_latents == "plain" and (cfg.flip or cfg.rotate90):
+        return "cache_latents: plain has no turns: set flip and rotate90 to false, or cache_latents to dihedral"
     return None
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .. import draws
 from ..config import UserError
 from . import manifest, scan, statistics
 from .config import SPLITS, DataConfig
@@ -71,8 +72,15 @@ class PairedData:
 class FilePairs:
     """Pairs on disk. Decodes the whole image, cuts, then normalises."""
 
-    def __init__(self, rows: list[Row], cfg: DataConfig, radiometry: SarRadiometry, southern: list[str]):
-        self.ids = [row.id for row in rows]
+    def __init__(
+        self, rows: list[Row], cfg: DataConfig, radiometry: SarRadiometry, southern: list[str], crops: int = 0
+    ):
+        """``crops``: seeded ones of each image, each a pair of its own; 0: those that ``read`` draws."""
+        side, sizes = cfg.resolution, {(row.width, row.height) for row in rows}
+        # whether of what ``read`` gives nothing but the turn is random; (0, 0) is a size that nobody has looked at
+        self.fixed = crops > 0 or cfg.crop != "random" or all(0 < w <= side and 0 < h <= side for w, h in sizes)
+        self.crops, rows = crops, [row for row in rows for _ in range(max(crops, 1))]
+        self.ids = [f"{row.id}#{n % crops}" if crops else row.id for n, row in enumerate(rows)]
         self.paths = [(row.sar, row.opt) for row in rows]
         self.turns = [(2 if strip(row.id) in southern else 0, False) for row in rows]
         self.cfg, self.radiometry = cfg, radiometry
@@ -91,11 +99,18 @@ class FilePairs:
         scan.require_equal_size(sar_path, opt_path, sar.shape[1:], opt.shape[1:])
         limits = radiometry.limits(sar, valid)  # of the whole image
         sar, opt, valid = (self._padded(turned(x, self.turns[i]), sar_path) for x in (sar, opt, valid))
-        top, left = self._corner(valid, rng)
+        crop_rng = draws.rng(cfg.split_seed, "crop", self.ids[i]) if self.crops else rng
+        top, left = self._corner(valid, crop_rng)
         window = np.s_[..., top : top + cfg.resolution, left : left + cfg.resolution]
         turn = None if rng is None else draw_turn(rng, cfg.flip, cfg.rotate90)
         sar, opt, valid = (turned(x[window], turn) for x in (sar, opt, valid))
         return radiometry.normalise(sar, valid, limits), normalise_opt(opt, cfg.opt)
+
+    def sources(self) -> list[Path]:
+        """All image files, once each."""
+        root = self.cfg.root
+        assert root is not None
+        return list(dict.fromkeys(root / path for pair in self.paths for path in pair))
 
     def _padded(self, x: np.ndarray, path: Path) -> np.ndarray:
         height, width = x.shape[-2:]
@@ -131,18 +146,22 @@ class FilePairs:
         return best
 
 
+# (flip, rotate90) -> the turns that may be drawn
+TURNS: dict[tuple[bool, bool], tuple[tuple[int, bool], ...]] = {
+    (True, True): tuple((k % 4, k >= 4) for k in range(8)),
+    (True, False): tuple((2 * (k % 2), k >= 2) for k in range(4)),  # a mirror turned by half: that of the other axis
+    (False, True): tuple((k, False) for k in range(4)),
+    (False, False): ((0, False),),
+}
+
+
 def draw_turn(rng: np.random.Generator, flip: bool, rotate90: bool) -> tuple[int, bool]:
     """A uniform element of the group that the switches generate: (quarter turns, mirrored left to right).
 
     flip: mirrors of both axes, 4 elements; rotate90: 4; both: the 8 symmetries of the square; none: the identity.
     """
-    if flip and rotate90:
-        k = int(rng.integers(8))
-        return k % 4, k >= 4
-    if flip:
-        k = int(rng.integers(4))
-        return 2 * (k % 2), k >= 2  # a mirror, turned by half, is the mirror of the other axis
-    return (int(rng.integers(4)), False) if rotate90 else (0, False)
+    turns = TURNS[flip, rotate90]
+    return turns[int(rng.integers(len(turns)))]
 
 
 def turned(x: np.ndarray, turn: tuple[int, bool] | None) -> np.ndarray:
@@ -155,6 +174,8 @@ def turned(x: np.ndarray, turn: tuple[int, bool] | None) -> np.ndarray:
 
 class _Turned:
     """Generated pairs, which have the size of the crop already."""
+
+    fixed = True
 
     def __init__(self, pairs: GeneratedPairs, cfg: DataConfig, radiometry: SarRadiometry):
         self.ids, self.pairs, self.cfg, self.radiometry = pairs.ids, pairs, cfg, radiometry
@@ -194,7 +215,8 @@ def _open_files(cfg: DataConfig) -> PairedData:
         notes += warning_lines(found.warnings)
     facts = made.facts
     radiometry = SarRadiometry.resolve(cfg.sar, facts["statistics"])
-    splits = {name: FilePairs(made.of(name), cfg, radiometry, facts["turned"]) for name in SPLITS}
+    crops = {"train": cfg.crops_per_image}
+    splits = {name: FilePairs(made.of(name), cfg, radiometry, facts["turned"], crops.get(name, 0)) for name in SPLITS}
     return PairedData(
         cfg, **splits, list_hashes=made.list_hashes, radiometry=radiometry, statistics=facts["statistics"],
         facts=(*table_lines(cfg, made), *notes),

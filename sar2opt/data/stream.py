@@ -20,7 +20,8 @@ from .pairs import Pairs
 
 
 class Batch(NamedTuple):
-    """One micro-batch: sar [B,b,H,W] and opt [B,3,H,W] in [-1, 1], and its random numbers."""
+    """One micro-batch: sar [B,b,H,W] and opt [B,3,H,W] in [-1, 1], and its random numbers. With ``data.cache_latents``
+    training has the latents of both instead, [B,4,H/8,W/8]."""
 
     sar: Tensor
     opt: Tensor
