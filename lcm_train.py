@@ -5,6 +5,7 @@
 
 t is drawn from a grid of N = ``lcm.solver_steps`` times that ends at T-1, u is its lower neighbour. Song et al. 2023;
 Luo et al. 2023 (arXiv 2310.04378), algorithm 1 with a fixed guidance; arXiv 2407.06095, stage 2 without its critic.
+With a latent teacher (cdiff_train.py) x and s are latents.
 
     python lcm_train.py configs/lcm/demo.yaml [model.init_from=runs/demo ...] [--check]
 """
@@ -48,9 +49,9 @@ class LCM(Distillation):
         self.student = run.trainable("student", self.unet)
 
     def step(self, batch: Batch) -> dict[str, Tensor]:
-        x_t, t, u = self.point(batch)
-        y = self.consistency.target(self.teacher, self.ema, x_t, t, u, batch.sar)
-        f = self.consistency(self.student, x_t, t, batch.sar)
+        cond, _, x_t, t, u = self.point(batch)
+        y = self.consistency.target(self.teacher, self.ema, x_t, t, u, cond)
+        f = self.consistency(self.student, x_t, t, cond)
         loss = self.consistency.error(f, y).mean()
         self.run.update(loss, self.student)
         return {"loss": loss, **self.logged(f, y, t)}
