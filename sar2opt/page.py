@@ -186,7 +186,7 @@ def gallery(rows: Iterable[tuple[str, Sequence[str], dict[str, str | None]]], le
         tag("select", *[tag("option", n, value=n, selected=n == chosen) for n in names], aria_label=f"{place} picture")
         for place, chosen in (("left", left), ("right", right))
     ]
-    slider = tag("input", type="range", min=0, max=1000, value=500, aria_label="where the left picture ends")
+    slider = tag("input", type="range", min=0, max=1000, step=10, value=500, aria_label="where the left picture ends")
     layers = [tag("img", class_="under", alt=""), tag("img", class_="over", alt=""), tag("i"), slider]
     buttons = [tag("button", "previous"), tag("button", "next")]
     viewer = [

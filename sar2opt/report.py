@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from . import charts, checkpoint, images, page, yamlfile
+from . import charts, checkpoint, images, page, partners, yamlfile
 from .charts import COLOURS, Plot, Series
 from .config import MachineError, UserError
 from .data.rasters import read_raster
@@ -24,7 +24,6 @@ ERROR_TOP = 128  # grey values at the bright end of the error maps
 HEAT = ((0, 0, 4), (87, 16, 110), (188, 55, 84), (249, 142, 9), (252, 255, 164))  # dark to bright
 RGB = dict(zip("rgb", (COLOURS[5], COLOURS[2], COLOURS[0]), strict=True))
 PUBLISHED = Path(__file__).with_name("published.json")
-SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".npy"}
 QUALITY = ("psnr", "ssim", "lpips_alex", "lpips_vgg", "fid", "kid", "swd", "spectrum", "hf_energy")
 LABELS = {
     "psnr": "PSNR (dB)", "ssim": "SSIM", "scc": "SCC", "lpips_alex": "LPIPS (alex)", "lpips_vgg": "LPIPS (vgg)",
@@ -205,39 +204,27 @@ def _spread(items: list, count: int) -> list:
 # an evaluation -------------------------------------------------------------------------------------------------------
 
 
-def evaluation_page(
-    out: Path,
-    pred: Path,
-    target: Path | None,
-    sar: Path | None,
-    curves: Row,
-    evaluations: dict[str, Path] | None = None,
-) -> None:
-    """Write ``out/report.html`` from ``out/metrics.json``, ``out/per_image.csv`` and the pictures.
-
-    ``curves["spectrum"]``: {"frequency": cycles per px, "pred": mean power, "target": mean power}. ``evaluations``:
-    folders of other evaluations of the same images by label, such as one per number of sampler steps.
-    """
+def evaluation_page(out: Path) -> None:
+    """Write ``out/report.html`` from ``out/metrics.json``, ``out/per_image.csv`` and the pictures that they name."""
     results, per_image = read_evaluation(out)
     inputs, metrics = results["inputs"], results["metrics"]
     shown = _worst_median_best([*per_image])
-    folders = {name: find(folder) for name, folder in (("SAR", sar), ("output", pred), ("target", target)) if folder}
+    places = partners.pictures(inputs)
     sections = {
         "Warnings": page.notes(
             [*inputs.get("notes", []), *(f"{key}: {w}" for key, m in metrics.items() for w in m.get("warnings", []))]
         ),
         "Summary": _summary(metrics, results.get("skipped", {})),
         "Where this stands": _standing(results),
-        "Steps, quality and time": tradeoff(evaluations or {}),
         "Distributions": charts.grid(_histograms(per_image)),
-        "Power spectrum": _spectrum(curves.get("spectrum")),
-        "Images": _rows(shown, per_image, folders),
+        "Power spectrum": _spectrum(results.get("curves", {}).get("spectrum")),
+        "Images": _rows(shown, per_image, places),
         "Inputs": page.table(["", ""], [[key, number(value)] for key, value in inputs.items()]),
         "Versions": page.table(["", ""], [[key, value] for key, value in results.get("versions", {}).items()]),
         **_settings(run_of(inputs)),
     }
     subtitle = f"{inputs.get('n', len(per_image))} images; convention: {results.get('convention', 'not stated')}"
-    write(out / "report.html", f"Evaluation of {inputs.get('pred', pred)}", subtitle, sections)
+    write(out / "report.html", f"Evaluation of {inputs.get('pred')}", subtitle, sections)
 
 
 def read_evaluation(folder: Path) -> tuple[Row, dict[str, dict[str, float]]]:
@@ -372,6 +359,7 @@ def _histograms(per_image: dict[str, dict[str, float]]) -> list[Html]:
 
 
 def _spectrum(curve: Row | None) -> Html:
+    """``curve``: {"frequency": cycles per px, "pred": mean power, "target": mean power}."""
     if not curve:
         return Html()
     drawn = [
@@ -429,11 +417,6 @@ def pictures(found: dict[str, np.ndarray | None], smallest: str) -> dict[str, st
 def _centre(x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     top, left = (max(0, (x.shape[i] - shape[i]) // 2) for i in (0, 1))
     return x[top : top + shape[0], left : left + shape[1]]
-
-
-def find(folder: Path) -> dict[str, Path]:
-    found = (p for p in sorted(folder.rglob("*")) if p.suffix.lower() in SUFFIXES)
-    return {p.relative_to(folder).with_suffix("").as_posix(): p for p in found}
 
 
 def pixels(file: Path | None) -> np.ndarray | None:
