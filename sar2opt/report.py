@@ -24,11 +24,13 @@ ERROR_TOP = 128  # grey values at the bright end of the error maps
 HEAT = ((0, 0, 4), (87, 16, 110), (188, 55, 84), (249, 142, 9), (252, 255, 164))  # dark to bright
 RGB = dict(zip("rgb", (COLOURS[5], COLOURS[2], COLOURS[0]), strict=True))
 PUBLISHED = Path(__file__).with_name("published.json")
+BETTER = {"zero": "near 0", "one": "near 1", "target": "near the target's"}
 QUALITY = ("psnr", "ssim", "lpips_alex", "lpips_vgg", "fid", "kid", "swd", "spectrum", "hf_energy")
 LABELS = {
     "psnr": "PSNR (dB)", "ssim": "SSIM", "scc": "SCC", "lpips_alex": "LPIPS (alex)", "lpips_vgg": "LPIPS (vgg)",
     "fid": "FID", "kid": "KID", "swd": "SWD x 1000", "spectrum": "spectrum distance (dB)",
     "hf_energy": "high-frequency energy ratio", "calls": "network calls",
+    "copy_ratio": "copy ratio",
     "edge_sar": "edge correlation with SAR", "edge_sar_target": "the target's edge correlation with SAR",
     "mae": "mean absolute error (grey values)", "rgb_r": "red shift (grey values)",
     "rgb_g": "green shift (grey values)", "rgb_b": "blue shift (grey values)", "seconds": "seconds per image",
@@ -300,14 +302,16 @@ def caption(key: str) -> str:
 
 
 def _summary(metrics: Row, skipped: Row) -> Html:
-    head = ["metric", "value", "95 % interval", "n", "better", "recipe", "computed with", "weights"]
+    head = ["metric", "value", "95 % interval", "n", "better", "recipe", "computed with"]
     known = {"value", "ci95", "ci", "n", "unit", "better", "recipe", "library", "weights", "warnings"}
     rows = []
     for key, m in metrics.items():
         more = [tag("div", f"{name}: {number(v)}", class_="dim") for name, v in m.items() if name not in known]
         value = join([f"{number(m['value'])} {m.get('unit') or ''}", *more])
-        facts = [m.get(name) for name in ("n", "better", "recipe", "library", "weights")]
-        rows.append([tag("b", key), value, number(m.get("ci95")), *map(number, facts)])
+        better = BETTER.get(str(m.get("better")), m.get("better"))
+        means = join([number(m.get("library")), tag("div", number(m.get("weights")), class_="dim")])
+        facts = [number(m.get("ci95")), number(m.get("n")), number(better), number(m.get("recipe")), means]
+        rows.append([tag("b", key), value, *facts])
     kinds = sorted({m["ci"] for m in metrics.values() if m.get("ci")})
     note = f"Intervals: percentile bootstrap, resampled by {' and '.join(kinds)}." if kinds else ""
     absent = [
