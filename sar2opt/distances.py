@@ -14,6 +14,7 @@ KID_SUBSETS, KID_SUBSET = 100, 500
 PATCHES, PATCH, DIRECTIONS, REPEATS = 128, 7, 128, 4  # of swd: arXiv 1710.10196, section 5
 SMALLEST_LEVEL = 16  # px of the short side
 BLOCK = 1 << 22  # numbers that a block of work may hold at once
+PROJECTIONS = 1 << 24  # as many of swd: each block reads all patches
 
 
 def mean(values: Iterable[float]) -> float:

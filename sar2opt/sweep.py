@@ -90,9 +90,8 @@ def sweep(plan: Plan) -> list[Row]:
             ready = evaluation.prepare(own, items, notes, [])
             results = evaluation.score(team, own, ready, known)
             if results is not None:
-                report.evaluation_page(folder, own.pred, results.target, results.sar, results.curves)
-                values = _facts(folder / "images", pairs) | _scalars(results.content)
-                rows.append(Row(setting, folder, values, results.content))
+                report.evaluation_page(folder)
+                rows.append(Row(setting, folder, _facts(folder / "images", pairs) | _scalars(results), results))
             team.wait()  # the next evaluation exchanges files of the same names
         if rows:
             _write(request.out, rows, pairs)

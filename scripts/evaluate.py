@@ -37,8 +37,8 @@ def main(argv: list[str]) -> None:
         return _sweep(args, plan)
     request = _request(args)
     if results := evaluation.evaluate(request):  # None but in the main process
-        print(evaluation.summary(results.content))
-        report.evaluation_page(request.out, request.pred, results.target, results.sar, results.curves)
+        print(evaluation.summary(results))
+        report.evaluation_page(request.out)
         print(f"written: {request.out / 'report.html'}, metrics.json, per_image.csv")
 
 
