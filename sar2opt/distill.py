@@ -72,6 +72,8 @@ def open_teacher(cfg: Config, data: PairedData) -> Teacher:
     folder = cfg.model.init_from
     pipeline = SAR2OptPipeline.from_pretrained(folder)
     card, unet = pipeline.card, pipeline.unet
+    if card.latent is not None:
+        raise UserError(f"model.init_from={folder}: a latent model, and only models of pixels are distilled")
     try:
         noise = NoiseConfig.from_scheduler(pipeline.scheduler.config)
         consistency.check(noise, cfg.lcm)
