@@ -102,7 +102,8 @@ def _local(name: str, revision: str | None) -> Path:
     except LocalEntryNotFoundError:
         raise UserError(
             f"cdiff.base={name}: revision {revision} is not on this machine, and a training downloads nothing; fetch "
-            f"it once:\n  hf download {name} --revision {revision} --include '*.json' '*.txt' '*/*model.safetensors'"
+            f"it once:\n  hf download {name} --revision {revision} --include '*.json' --include '*.txt' "
+            "--include '*/*model.safetensors'"
         ) from None
 
 
