@@ -52,7 +52,7 @@ class CDiff:
         self.space, self.schedule = made.space.to(run.device), made.schedule.to(run.device)
         self.average = run.frozen_copy(made.unet, average="ema") if cfg.ema.decay is not None else None
         self.unet = run.trainable("unet", made.unet)
-        self.ema = run.bare(self.unet) if self.average is None else self.average
+        self.ema = made.unet if self.average is None else self.average
         card = run.card("cdiff", latent=made.card)
         self.pipeline = SAR2OptPipeline(self.ema, made.scheduler, card, self.space)
 

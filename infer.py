@@ -95,7 +95,7 @@ def _translated(
         return zip(pipe(sar, steps, args.seed, ids, sampler).images, [{}] * len(batch), strict=True)
     draw, of_clean = Draws(args.seed, ids, pipe.device), args.confidence_space == "x0"
     output, said = pipe.confident(sar, draw, steps, sampler, of_clean)
-    facts = [heatmap.facts(values, said.t, said.index) for values in said.values.numpy()]
+    facts = [heatmap.facts(values, said.t, said.step) for values in said.values.numpy()]
     for (job, _), values in zip(batch, said.values.numpy(), strict=True):
         heatmap.write(job.target, job.source, values, said.kind, args.confidence_scale == "minmax")
     return zip([Image.fromarray(images.rgb(picture).numpy()) for picture in output], facts, strict=True)

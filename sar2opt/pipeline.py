@@ -53,11 +53,11 @@ class LatentCard(Section):
 
 class Confidence(NamedTuple):
     """How sure a network was of each pixel, in the middle of sampling: values [B,H,W], 1/var or, of ``laplace2``, the
-    weight of the narrow component in (0, 1); at timestep t, the step with this index."""
+    weight of the narrow component in (0, 1); at timestep t, in this step."""
 
     values: Tensor
     t: int
-    index: int
+    step: int
     kind: confidence.Loss
 
 
@@ -235,8 +235,8 @@ class SAR2OptPipeline(DiffusionPipeline):
             said.append((t, out[:, space.channels :]))
             return out[:, : space.channels]
 
-        output, index = self.translate(sar, draw, steps, sampler, predict), len(said) // 2
-        t, info = int(said[index][0][0]), said[index][1]
+        output, middle = self.translate(sar, draw, steps, sampler, predict), len(said) // 2
+        t, info = int(said[middle][0][0]), said[middle][1]
         if card.loss == "laplace2":
             values = confidence.enlarged(confidence.narrow_weight(info), space.factor)
         else:
@@ -246,7 +246,7 @@ class SAR2OptPipeline(DiffusionPipeline):
                 var = confidence.clean_variance(var, name, float(self.scheduler.alphas_cumprod[t]))
             values = 1 / confidence.enlarged(var.log(), space.factor).exp()
         height, width = sar.shape[2:]
-        return output, Confidence(values[:, 0, :height, :width].cpu(), t, index, card.loss)
+        return output, Confidence(values[:, 0, :height, :width].cpu(), t, middle, card.loss)
 
     def require_confidence(self) -> tuple[LatentCard, LatentSpace]:
         """Refuse a model whose network says nothing about its error."""

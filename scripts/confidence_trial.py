@@ -32,7 +32,7 @@ from sar2opt.draws import Draws  # noqa: E402
 from sar2opt.models import LatentSpace, latent, tiny  # noqa: E402
 from sar2opt.pipeline import SAR2OptPipeline  # noqa: E402
 
-CODEC_STEPS, CODEC_BATCH = 600, 8
+CODEC_STEPS, CODEC_BATCH = 500, 8
 IMAGES, CHANGES, NOISES, SHOWN = 48, 2, 8, 6
 LEVELS, SHOWN_LEVEL = (100, 250, 481, 700), 481  # 481: where infer.py reads the confidence, in the middle of 50 steps
 
@@ -65,13 +65,13 @@ def main(argv: list[str]) -> None:
 
 
 def train_codec(folder: Path) -> None:
-    """A codec of factor 4 on generated SAR and optical images, and a U-Net of 1.5 M parameters with random weights."""
+    """A codec of factor 4 on generated SAR and optical images, and a small U-Net with random weights."""
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
     torch.manual_seed(0)
     vae = AutoencoderKL(
-        in_channels=3, out_channels=3, latent_channels=4, block_out_channels=(16, 32, 32), layers_per_block=1,
+        in_channels=3, out_channels=3, latent_channels=4, block_out_channels=(8, 16, 32), layers_per_block=1,
         down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3, norm_num_groups=8,
         sample_size=64, mid_block_add_attention=False,
     )  # fmt: skip
@@ -96,7 +96,7 @@ def train_codec(folder: Path) -> None:
         scale = 1 / torch.cat([vae.encode(x, return_dict=False)[0].mode()]).std().item()  # pyright: ignore
     vae.register_to_config(scaling_factor=scale)
     unet = UNet2DConditionModel(
-        sample_size=16, in_channels=4, out_channels=4, block_out_channels=(64, 96), layers_per_block=1,
+        sample_size=16, in_channels=4, out_channels=4, block_out_channels=(48, 64), layers_per_block=1,
         down_block_types=("DownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "UpBlock2D"),
         mid_block_type="UNetMidBlock2D", cross_attention_dim=tiny.TEXT_WIDTH, attention_head_dim=8, norm_num_groups=8,
     )  # fmt: skip

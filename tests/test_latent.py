@@ -400,7 +400,7 @@ def test_a_model_folder_gives_the_same_translation_and_confidence(tmp_path):
         torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)  # tensors of a file lie unaligned: other rounding
     output, said = loaded.confident(sar, Draws(0, ["a", "b"], "cpu"))
     assert torch.equal(output, loaded.translate(sar, Draws(0, ["a", "b"], "cpu")))  # looking changes nothing
-    assert said.values.shape == (2, 24, 40) and (said.t, said.index) == (499, 1) and said.values.std() > 0
+    assert said.values.shape == (2, 24, 40) and (said.t, said.step) == (499, 1) and said.values.std() > 0
     alone = loaded.confident(sar[1:], Draws(0, ["b"], "cpu"))[1]
     torch.testing.assert_close(alone.values, said.values[1:], rtol=1e-4, atol=0)
 
@@ -409,7 +409,7 @@ def test_the_confidence_of_the_clean_latent_is_another_unit(tmp_path):
     pipeline, sar = method("cdiff.loss=beta_nll").pipeline, noise(1, 1, 16, 16)
     a, b = (pipeline.confident(sar, Draws(0, ["a"], "cpu"), 50, of_clean=clean)[1] for clean in (False, True))
     abar = pipeline.scheduler.alphas_cumprod[481].item()
-    assert a.t == b.t == 481 and a.index == 25
+    assert a.t == b.t == 481 and a.step == 25
     torch.testing.assert_close(a.values / b.values, torch.full_like(a.values, (1 - abar) / abar), rtol=1e-4, atol=0)
 
 

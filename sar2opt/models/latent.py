@@ -126,12 +126,13 @@ def load_vae(folder: Path | None) -> AutoencoderKL:
             f"{folder}: no vae/{CONFIG_FILE} in it; expected a local Stable Diffusion or latent model folder"
         )
     try:
-        vae, found = AutoencoderKL.from_pretrained(
+        loaded: Any = AutoencoderKL.from_pretrained(
             folder / "vae", local_files_only=True, use_safetensors=True, output_loading_info=True,
             torch_dtype=torch.float32,
         )  # fmt: skip
     except (OSError, ValueError, RuntimeError, safetensors.SafetensorError) as error:
         raise UserError(f"{folder / 'vae'}: its codec does not load: {error}") from None
+    vae, found = loaded
     if wrong := {key: found[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys") if found[key]}:
         raise UserError(f"{folder / 'vae'}: its weights are not those of its {CONFIG_FILE}: {str(wrong):.300}")
     return vae.eval().requires_grad_(False)

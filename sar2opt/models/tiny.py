@@ -35,11 +35,14 @@ def vae(seed: int = 0) -> AutoencoderKL:
     """Four levels, 4 latent channels."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed + 1)
+        kinds: dict[str, Any] = {
+            "block_out_channels": (8, 16, 16, 16),
+            "down_block_types": ("DownEncoderBlock2D",) * 4,
+            "up_block_types": ("UpDecoderBlock2D",) * 4,
+        }
         return AutoencoderKL(
-            in_channels=3, out_channels=3, latent_channels=4, block_out_channels=(8, 16, 16, 16), layers_per_block=1,
-            down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4, norm_num_groups=8,
-            sample_size=64, scaling_factor=0.18215,
-        )  # fmt: skip
+            latent_channels=4, layers_per_block=1, norm_num_groups=8, sample_size=64, scaling_factor=0.18215, **kinds
+        )
 
 
 def write(folder: Path, seed: int = 0) -> None:
@@ -56,17 +59,12 @@ def write(folder: Path, seed: int = 0) -> None:
                 num_attention_heads=4, projection_dim=TEXT_WIDTH, bos_token_id=512, eos_token_id=513,
             )
         )  # fmt: skip
-    scheduler = PNDMScheduler.from_config(SCHEDULER)
-    StableDiffusionPipeline(
-        vae(seed),
-        text,
-        _tokenizer(),
-        unet(seed),
-        scheduler,
-        None,
-        None,
-        requires_safety_checker=False,  # pyright: ignore
-    ).save_pretrained(folder)
+    scheduler: Any = PNDMScheduler.from_config(SCHEDULER)
+    parts: dict[str, Any] = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+    pipeline = StableDiffusionPipeline(
+        vae=vae(seed), text_encoder=text, tokenizer=_tokenizer(), unet=unet(seed), scheduler=scheduler, **parts
+    )
+    pipeline.save_pretrained(folder)
 
 
 def _tokenizer():
