@@ -311,7 +311,7 @@ def test_other_sizes_and_kinds_are_refused_with_names(folders):
 
 def test_tiny_and_damaged_images_are_refused(tmp_path, folders):
     small = [write(tmp_path / "small" / name, [x[0][:10, :20]]) for name, x in (("out", G), ("opt", T))]
-    with pytest.raises(UserError, match=r"smaller than 11 px.*\n  0000: 20 x 10"):
+    with pytest.raises(UserError, match=r"smaller than 11 px.*\n  0000: output 20 x 10"):
         run(small)
     path = folders[0] / "0004.png"
     path.write_bytes(path.read_bytes()[:3000])
