@@ -44,7 +44,7 @@ class Plan(NamedTuple):
 
     folder: Path
     turns: tuple[tuple[int, bool], ...]
-    count: int
+    count: int  # pyright: ignore[reportIncompatibleMethodOverride]
     side: int
     dtype: str
 
