@@ -18,7 +18,8 @@ from .models.latent import Base, ConvIn, ThreeBands
 from .pipeline import CARD_FILE, LatentCard, read_card
 from .samplers import SampleConfig, Scheduler, Spacing
 
-REVISION = "0094d483a120f3f33dafbd187ea4aa60d10de75c"  # of the community copy that the authors used
+BASE = "Manojb/stable-diffusion-2-1-base"  # the community copy that the authors used
+PINNED = {BASE: "0094d483a120f3f33dafbd187ea4aa60d10de75c"}  # where no revision is stated
 
 
 class LatentUNetConfig(Section):
@@ -52,7 +53,7 @@ class CDiffConfig(Section):
     channels: ``ratio`` shows the codec VV, VH and their difference in dB, ``auto`` repeats what there is.
     """
 
-    base: str = "Manojb/stable-diffusion-2-1-base"
+    base: str = BASE
     revision: str | None = None
     init: Literal["pretrained", "scratch"] = "pretrained"
     loss: confidence.Loss = "mse"
@@ -105,7 +106,8 @@ def check(cfg: Config) -> None:
 def build(cfg: Config, radiometry: SarRadiometry, own_model: Path) -> Latents:
     """Open and verify the base, then network, codec, prompt and noise; ``own_model``: where the run exports to."""
     cdiff, first = cfg.cdiff, cfg.model.init_from
-    base = latent.open_base(cdiff.base, cdiff.revision, cfg.noise.timesteps)
+    revision = cdiff.revision or PINNED.get(cdiff.base)
+    base = latent.open_base(cdiff.base, revision, cfg.noise.timesteps)
     if first is not None:
         first = first / "model" if (first / "model" / CARD_FILE).is_file() else first
     info = confidence.INFO_CHANNELS[cdiff.loss]
@@ -122,7 +124,7 @@ def build(cfg: Config, radiometry: SarRadiometry, own_model: Path) -> Latents:
     if first is not None:
         _require_stage1(first, hashes, cdiff)
     card = LatentCard(
-        base=cdiff.base, revision=cdiff.revision, prompt=cdiff.prompt, rule=three.rule, limits=three.limits,
+        base=cdiff.base, revision=revision, prompt=cdiff.prompt, rule=three.rule, limits=three.limits,
         loss=cdiff.loss, var_min=cdiff.var_min, var_max=cdiff.var_max, half_decoder=space.half_decoder,
         auto_spacing=cfg.sample.spacing == "auto", hashes=hashes,
     )  # fmt: skip
