@@ -271,7 +271,7 @@ def tradeoff_plots(evaluations: dict[str, Path], names: dict[str, str]) -> list[
         results, per_image = read_evaluation(folder)
         inputs, seconds = results["inputs"], _column(per_image, "seconds")
         if steps := inputs.get("steps"):
-            told = f"{steps} steps" if names else label
+            told = (f"{steps} steps" if steps > 1 else "1 step") if names else label
             point = Point(steps, float(np.mean(seconds)) if seconds else math.nan, told, results["metrics"])
             model = str(inputs.get("model") or "")
             curves.setdefault(f"{names.get(model, model[:8])} {inputs.get('sampler', '')}", []).append(point)

@@ -11,6 +11,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -151,14 +152,20 @@ def press(file, keys, expression):
 
             (tab,) = [t for t in ask("Target.getTargets")["targetInfos"] if t["type"] == "page"]
             session = ask("Target.attachToTarget", targetId=tab["targetId"], flatten=True)["sessionId"]
+
+            def value(expression):
+                answer = ask("Runtime.evaluate", session, expression=expression, returnByValue=True)
+                return answer["result"].get("value")
+
+            while value("document.readyState + location.protocol") != "completefile:":
+                time.sleep(0.05)
             found = []
             for key in keys:
                 for kind in ("keyDown", "keyUp"):
                     code = {"ArrowLeft": 37, "ArrowRight": 39, "Home": 36, "End": 35, "Tab": 9, "Enter": 13}[key]
                     text = {"text": "\r"} if key == "Enter" and kind == "keyDown" else {}
                     ask("Input.dispatchKeyEvent", session, type=kind, key=key, windowsVirtualKeyCode=code, **text)
-                result = ask("Runtime.evaluate", session, expression=expression, returnByValue=True)["result"]
-                found.append(result["value"])
+                found.append(value(expression))
             return found
     finally:
         browser.kill()
