@@ -10,41 +10,20 @@ image (R1, Mescheder et al. 2018). arXiv 2407.06095, stage 2; the critic as in a
     python lcm_adv_train.py configs/lcm_adv/demo.yaml [model.init_from=runs/demo ...] [--check]
 """
 
-from typing import Self
-
 import torch
-from pydantic import model_validator
 from torch import Tensor
 
-from sar2opt import adversarial, config, distill, schedules
+from sar2opt import adversarial, config, schedules
 from sar2opt.adversarial import AdversarialConfig
-from sar2opt.config import EMAConfig, OptimConfig, RunConfig, Section
-from sar2opt.consistency import LCMConfig
-from sar2opt.data import DataConfig
 from sar2opt.data.stream import Batch
-from sar2opt.diffusion import NoiseConfig
-from sar2opt.distill import Distillation, Point, StudentConfig
+from sar2opt.distill import Distillation, DistillConfig, Point
 from sar2opt.launch import launch
 from sar2opt.models import frozen
 from sar2opt.run import Run
-from sar2opt.samplers import FewStepsConfig
 
 
-class Config(Section):
-    run: RunConfig
-    data: DataConfig
-    model: StudentConfig
-    noise: NoiseConfig | None = None  # the teacher's; stated, it must agree
-    optim: OptimConfig = OptimConfig(lr=8e-6)
-    ema: EMAConfig = EMAConfig(decay=None)  # a slow average of the student, exported instead of the target network
-    lcm: LCMConfig = LCMConfig()
+class Config(DistillConfig):
     lcm_adv: AdversarialConfig = AdversarialConfig()
-    sample: FewStepsConfig = FewStepsConfig()
-
-    @model_validator(mode="after")
-    def _consistent(self) -> Self:
-        distill.check(self.lcm, self.sample)
-        return self
 
 
 class AdversarialLCM(Distillation):

@@ -10,37 +10,17 @@ With a latent teacher (cdiff_train.py) x and s are latents.
     python lcm_train.py configs/lcm/demo.yaml [model.init_from=runs/demo ...] [--check]
 """
 
-from typing import Self
-
-from pydantic import model_validator
 from torch import Tensor
 
-from sar2opt import config, distill
-from sar2opt.config import EMAConfig, OptimConfig, RunConfig, Section
-from sar2opt.consistency import LCMConfig
-from sar2opt.data import DataConfig
+from sar2opt import config
 from sar2opt.data.stream import Batch
-from sar2opt.diffusion import NoiseConfig
-from sar2opt.distill import Distillation, StudentConfig
+from sar2opt.distill import Distillation, DistillConfig
 from sar2opt.launch import launch
 from sar2opt.run import Run
-from sar2opt.samplers import FewStepsConfig
 
 
-class Config(Section):
-    run: RunConfig
-    data: DataConfig
-    model: StudentConfig
-    noise: NoiseConfig | None = None  # the teacher's; stated, it must agree
-    optim: OptimConfig = OptimConfig(lr=8e-6)
-    ema: EMAConfig = EMAConfig(decay=None)  # a slow average of the student, exported instead of the target network
-    lcm: LCMConfig = LCMConfig()
-    sample: FewStepsConfig = FewStepsConfig()
-
-    @model_validator(mode="after")
-    def _consistent(self) -> Self:
-        distill.check(self.lcm, self.sample)
-        return self
+class Config(DistillConfig):
+    """Nothing beside the sections of every distillation."""
 
 
 class LCM(Distillation):

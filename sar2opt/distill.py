@@ -4,15 +4,15 @@ Teacher, target and student begin with the same weights; the noise is the teache
 """
 
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Self
 
 import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
-from pydantic import PositiveInt
+from pydantic import PositiveInt, model_validator
 from torch import Tensor, nn
 
 from . import consistency, diffusion, losses, models, samplers, validation
-from .config import EMAConfig, Section, UserError
+from .config import EMAConfig, OptimConfig, RunConfig, Section, UserError
 from .consistency import Consistency, LCMConfig
 from .data import DataConfig, PairedData
 from .data.stream import Batch
@@ -40,15 +40,28 @@ class StudentConfig(Section):
     attention_head_dim: PositiveInt | None = None
 
 
-class Config(Protocol):
-    """The sections that distillation reads."""
+class DistillConfig(Section):
+    """The sections of every distillation."""
 
+    run: RunConfig
     data: DataConfig
     model: StudentConfig
-    noise: NoiseConfig | None
-    ema: EMAConfig
-    lcm: LCMConfig
-    sample: FewStepsConfig
+    noise: NoiseConfig | None = None  # the teacher's; stated, it must agree
+    optim: OptimConfig = OptimConfig(lr=8e-6)
+    ema: EMAConfig = EMAConfig(decay=None)  # a slow average of the student, exported instead of the target network
+    lcm: LCMConfig = LCMConfig()
+    sample: FewStepsConfig = FewStepsConfig()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        lcm, sample = self.lcm, self.sample
+        if sample.steps > lcm.solver_steps:
+            raise ValueError(f"sample.steps={sample.steps} is more than lcm.solver_steps={lcm.solver_steps}")
+        if sample.guidance != 1:
+            raise ValueError(
+                f"sample.guidance={sample.guidance}: a distilled network has its guidance within; set lcm.guidance"
+            )
+        return self
 
 
 class Point(NamedTuple):
@@ -61,17 +74,7 @@ class Point(NamedTuple):
     u: Tensor
 
 
-def check(lcm: LCMConfig, sample: FewStepsConfig) -> None:
-    """Refuse, by ValueError, sampling that leaves the training grid. For a config's validator."""
-    if sample.steps > lcm.solver_steps:
-        raise ValueError(f"sample.steps={sample.steps} is more than lcm.solver_steps={lcm.solver_steps}")
-    if sample.guidance != 1:
-        raise ValueError(
-            f"sample.guidance={sample.guidance}: a distilled network has its guidance within; set lcm.guidance"
-        )
-
-
-def open_teacher(cfg: Config, data: PairedData) -> tuple[SAR2OptPipeline, NoiseConfig]:
+def open_teacher(cfg: DistillConfig, data: PairedData) -> tuple[SAR2OptPipeline, NoiseConfig]:
     """The model folder ``model.init_from``; UserError names everything in which it cannot teach this config."""
     folder = cfg.model.init_from
     pipeline = SAR2OptPipeline.from_pretrained(folder)
@@ -115,7 +118,7 @@ class Distillation:
 
     student: nn.Module
 
-    def __init__(self, cfg: Config, run: Run, method: str):
+    def __init__(self, cfg: DistillConfig, run: Run, method: str):
         self.run, self.teacher_folder = run, cfg.model.init_from
         (teacher, noise), space = open_teacher(cfg, run.data), PIXELS
         if noise.prediction == "epsilon" and run.precision == "bf16":
