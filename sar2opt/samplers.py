@@ -106,8 +106,8 @@ def scheduler_from(settings: dict[str, Any], sampler: str, bounded: bool = True)
     """Another sampler for the noise of a saved scheduler with config ``settings``. Not ``bounded``: clean samples, such
     as latents, may leave [-1, 1]."""
     cls, own = SAMPLERS[sampler]
-    kept = {key: settings[key] for key in _NOISE_KEYS if settings.get(key) is not None}
-    unclipped = {key: False for key in ("clip_sample", "thresholding") if key in own and not bounded}
+    kept: dict[str, Any] = {key: settings[key] for key in _NOISE_KEYS if settings.get(key) is not None}
+    unclipped: dict[str, Any] = {key: False for key in ("clip_sample", "thresholding") if key in own and not bounded}
     return cls(**(kept | own | unclipped))
 
 
