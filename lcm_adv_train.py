@@ -42,6 +42,9 @@ class AdversarialLCM(Distillation):
         lcm, t_prime = self.consistency.error(f, y).mean(), self.label(u)
         weight = adv.weight * schedules.ramp(n, adv.start_step, adv.ramp_steps)
         loss, scalars = lcm, {"lcm": lcm, "lambda": lcm.new_tensor(weight)}
+        if self.run.logging:  # before any update, as all other logits
+            other = self.judge(point, {"y": y} if adv.real == "opt" else {"opt": x0})
+            scalars |= {f"logit/{name}": logits for name, logits in other.items()}
         if weight:
             with frozen(self.critic):  # the student's loss must leave nothing in the critic
                 scalars["adv"] = adv.game.generator(self.run.bare(self.critic)(x_t, t, f, t_prime, cond))
@@ -53,9 +56,6 @@ class AdversarialLCM(Distillation):
             critic, judged = adversarial.critic_loss(adv, self.critic, f.detach(), real, given, batch.draw, n)
             self.run.update(critic, self.critic)
             scalars |= {"critic": critic, **judged}
-        if self.run.logging:
-            other = {"y": y} if adv.real == "opt" else {"opt": x0}
-            scalars |= {f"logit/{name}": x for name, x in self.judge(point, other).items()}
         return {"loss": loss, **scalars, **self.logged(f, y, t)}
 
     def label(self, u: Tensor) -> Tensor:

@@ -157,7 +157,7 @@ def test_what_is_real_is_what_the_setting_says():
         method.critic.register_forward_pre_hook(lambda net, args, real=real: seen.setdefault(real, []).append(args))
         method.step(batch())
     opt, cut = batch().opt, len(batch().opt)
-    (_, opt_call, _), (_, y_call, _) = seen["opt"], seen["target"]  # student's pass, critic's pass, log
+    (*_, opt_call), (*_, y_call) = seen["opt"], seen["target"]  # log, student's pass, critic's pass
     assert torch.equal(opt_call[2][cut:], opt) and not torch.equal(y_call[2][cut:], opt)
     assert torch.equal(opt_call[2][:cut], y_call[2][:cut])  # the same translated images
 
@@ -205,7 +205,7 @@ def test_r1_by_differences_needs_one_more_candidate_and_estimates_the_same():
         opt = batch().opt
         estimates.append(rough.step(Batch(batch().sar, opt, Draws(seed, [0, 1, 2], "cpu")))["r1"].item())
         if seed == 0:
-            assert counts == [3, 9, 3]  # the student's pass, f with real and moved images, what is logged
+            assert counts == [3, 3, 9]  # what is logged, the student's pass, f with real and moved images
     assert 0.3 < sum(estimates) / 40 / exact.step(batch())["r1"].item() < 3
 
 

@@ -443,7 +443,15 @@ def prepared(folders, tmp_path):
         manifest.Row(f"{i:04}", "test" if i < 6 else "train", f"sar/{i:04}.png", f"opt/{i:04}.png", scene=f"s{i // 2}")
         for i in range(8)
     ]
-    facts = {"layout": "folders", "root": str(tmp_path), "split": {}, "sar": {}, "statistics": {}}
+    facts = {
+        "layout": "folders",
+        "root": str(tmp_path),
+        "split": {},
+        "sar": {},
+        "opt": {},
+        "turned": {},
+        "statistics": {},
+    }
     manifest.write(manifest.Manifest(rows, facts), tmp_path / "manifest")
     return tmp_path / "manifest"
 

@@ -322,7 +322,10 @@ def test_the_command_makes_the_page_and_refuses_other_folders(tmp_path):
     done = subprocess.run([*command, str(tmp_path / "run")], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0 and (tmp_path / "run/report.html").is_file(), done.stderr
     done = subprocess.run([*command, str(tmp_path)], capture_output=True, text=True, timeout=60)
-    assert (done.returncode, done.stdout) == (2, "") and f"{tmp_path}: no config.yaml" in done.stderr
+    assert (done.returncode, done.stdout) == (
+        2,
+        "",
+    ) and f"{tmp_path}: neither config.yaml nor metrics.json" in done.stderr
 
 
 # an evaluation -------------------------------------------------------------------------------------------------------

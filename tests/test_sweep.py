@@ -111,7 +111,15 @@ def test_the_centre_is_translated_as_in_training(student, pairs, tmp_path):
 
 def test_one_two_and_three_processes_find_the_same(student, pairs, tmp_path):
     rows = [manifest.Row(f"{i:04}", "test", f"sar/{i:04}.png", f"opt/{i:04}.png", scene=f"s{i // 2}") for i in range(5)]
-    facts = {"layout": "folders", "root": str(tmp_path), "split": {}, "sar": {}, "statistics": {}}
+    facts = {
+        "layout": "folders",
+        "root": str(tmp_path),
+        "split": {},
+        "sar": {},
+        "opt": {},
+        "turned": {},
+        "statistics": {},
+    }
     manifest.write(manifest.Manifest(rows, facts), tmp_path / "manifest")
     found = []
     for world in (1, 2, 3):
