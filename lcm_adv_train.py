@@ -10,41 +10,20 @@ image (R1, Mescheder et al. 2018). arXiv 2407.06095, stage 2; the critic as in a
     python lcm_adv_train.py configs/lcm_adv/demo.yaml [model.init_from=runs/demo ...] [--check]
 """
 
-from typing import Self
-
 import torch
-from pydantic import model_validator
 from torch import Tensor
 
-from sar2opt import adversarial, config, distill, schedules
+from sar2opt import adversarial, config, schedules
 from sar2opt.adversarial import AdversarialConfig
-from sar2opt.config import EMAConfig, OptimConfig, RunConfig, Section
-from sar2opt.consistency import LCMConfig
-from sar2opt.data import DataConfig
 from sar2opt.data.stream import Batch
-from sar2opt.diffusion import NoiseConfig
-from sar2opt.distill import Distillation, StudentConfig
+from sar2opt.distill import Distillation, DistillConfig, Point
 from sar2opt.launch import launch
 from sar2opt.models import frozen
 from sar2opt.run import Run
-from sar2opt.samplers import FewStepsConfig
 
 
-class Config(Section):
-    run: RunConfig
-    data: DataConfig
-    model: StudentConfig
-    noise: NoiseConfig | None = None  # the teacher's; stated, it must agree
-    optim: OptimConfig = OptimConfig(lr=8e-6)
-    ema: EMAConfig = EMAConfig(decay=None)  # a slow average of the student, exported instead of the target network
-    lcm: LCMConfig = LCMConfig()
+class Config(DistillConfig):
     lcm_adv: AdversarialConfig = AdversarialConfig()
-    sample: FewStepsConfig = FewStepsConfig()
-
-    @model_validator(mode="after")
-    def _consistent(self) -> Self:
-        distill.check(self.lcm, self.sample)
-        return self
 
 
 class AdversarialLCM(Distillation):
@@ -56,26 +35,27 @@ class AdversarialLCM(Distillation):
         self.critic = run.trainable("critic", critic, adv.critic.optim(cfg.optim), second_order=adv.r1.gamma > 0)
 
     def step(self, batch: Batch) -> dict[str, Tensor]:
-        adv, sar, n = self.adv, batch.sar, self.run.step
-        x_t, t, u = self.point(batch)
-        y = self.consistency.target(self.teacher, self.ema, x_t, t, u, sar)
-        f = self.consistency(self.student, x_t, t, sar)
+        adv, n = self.adv, self.run.step
+        point = cond, x0, x_t, t, u = self.point(batch)
+        y = self.consistency.target(self.teacher, self.ema, x_t, t, u, cond)
+        f = self.consistency(self.student, x_t, t, cond)
         lcm, t_prime = self.consistency.error(f, y).mean(), self.label(u)
         weight = adv.weight * schedules.ramp(n, adv.start_step, adv.ramp_steps)
         loss, scalars = lcm, {"lcm": lcm, "lambda": lcm.new_tensor(weight)}
         if weight:
             with frozen(self.critic):  # the student's loss must leave nothing in the critic
-                scalars["adv"] = adv.game.generator(self.run.bare(self.critic)(x_t, t, f, t_prime, sar))
+                scalars["adv"] = adv.game.generator(self.run.bare(self.critic)(x_t, t, f, t_prime, cond))
             loss = lcm + weight * scalars["adv"]
         self.run.update(loss, self.student)
         if self.run.reached(adv.critic_start_step):
-            real = batch.opt if adv.real == "opt" else y
-            critic, judged = adversarial.critic_loss(adv, self.critic, x_t, t, f.detach(), real, t_prime, batch, n)
+            real = x0 if adv.real == "opt" else y
+            given = x_t, t, t_prime, cond
+            critic, judged = adversarial.critic_loss(adv, self.critic, f.detach(), real, given, batch.draw, n)
             self.run.update(critic, self.critic)
             scalars |= {"critic": critic, **judged}
         if self.run.logging:
-            other = {"y": y} if adv.real == "opt" else {"opt": batch.opt}
-            scalars |= {f"logit/{name}": x for name, x in self.judge(x_t, t, u, batch, other).items()}
+            other = {"y": y} if adv.real == "opt" else {"opt": x0}
+            scalars |= {f"logit/{name}": x for name, x in self.judge(point, other).items()}
         return {"loss": loss, **scalars, **self.logged(f, y, t)}
 
     def label(self, u: Tensor) -> Tensor:
@@ -83,9 +63,9 @@ class AdversarialLCM(Distillation):
         return torch.zeros_like(u) if self.adv.critic.time == "zero" else u
 
     @torch.no_grad()
-    def judge(self, x_t: Tensor, t: Tensor, u: Tensor, batch: Batch, shown: dict[str, Tensor]) -> dict[str, Tensor]:
-        images = torch.cat([*shown.values()])
-        logits = self.run.bare(self.critic)(x_t, t, images, self.label(u), batch.sar)
+    def judge(self, point: Point, shown: dict[str, Tensor]) -> dict[str, Tensor]:
+        images, label = torch.cat([*shown.values()]), self.label(point.u)
+        logits = self.run.bare(self.critic)(point.x_t, point.t, images, label, point.cond)
         return dict(zip(shown, adversarial.per_image(logits).chunk(len(shown)), strict=True))
 
 

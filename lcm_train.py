@@ -5,41 +5,22 @@
 
 t is drawn from a grid of N = ``lcm.solver_steps`` times that ends at T-1, u is its lower neighbour. Song et al. 2023;
 Luo et al. 2023 (arXiv 2310.04378), algorithm 1 with a fixed guidance; arXiv 2407.06095, stage 2 without its critic.
+With a latent teacher (cdiff_train.py) x and s are latents.
 
     python lcm_train.py configs/lcm/demo.yaml [model.init_from=runs/demo ...] [--check]
 """
 
-from typing import Self
-
-from pydantic import model_validator
 from torch import Tensor
 
-from sar2opt import config, distill
-from sar2opt.config import EMAConfig, OptimConfig, RunConfig, Section
-from sar2opt.consistency import LCMConfig
-from sar2opt.data import DataConfig
+from sar2opt import config
 from sar2opt.data.stream import Batch
-from sar2opt.diffusion import NoiseConfig
-from sar2opt.distill import Distillation, StudentConfig
+from sar2opt.distill import Distillation, DistillConfig
 from sar2opt.launch import launch
 from sar2opt.run import Run
-from sar2opt.samplers import FewStepsConfig
 
 
-class Config(Section):
-    run: RunConfig
-    data: DataConfig
-    model: StudentConfig
-    noise: NoiseConfig | None = None  # the teacher's; stated, it must agree
-    optim: OptimConfig = OptimConfig(lr=8e-6)
-    ema: EMAConfig = EMAConfig(decay=None)  # a slow average of the student, exported instead of the target network
-    lcm: LCMConfig = LCMConfig()
-    sample: FewStepsConfig = FewStepsConfig()
-
-    @model_validator(mode="after")
-    def _consistent(self) -> Self:
-        distill.check(self.lcm, self.sample)
-        return self
+class Config(DistillConfig):
+    """Nothing beside the sections of every distillation."""
 
 
 class LCM(Distillation):
@@ -48,9 +29,9 @@ class LCM(Distillation):
         self.student = run.trainable("student", self.unet)
 
     def step(self, batch: Batch) -> dict[str, Tensor]:
-        x_t, t, u = self.point(batch)
-        y = self.consistency.target(self.teacher, self.ema, x_t, t, u, batch.sar)
-        f = self.consistency(self.student, x_t, t, batch.sar)
+        cond, _, x_t, t, u = self.point(batch)
+        y = self.consistency.target(self.teacher, self.ema, x_t, t, u, cond)
+        f = self.consistency(self.student, x_t, t, cond)
         loss = self.consistency.error(f, y).mean()
         self.run.update(loss, self.student)
         return {"loss": loss, **self.logged(f, y, t)}

@@ -8,16 +8,16 @@ from typing import Literal, Self
 
 import torch
 from diffusers.models.unets.unet_2d import UNet2DModel
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from . import losses
-from .config import OptimConfig, Section
-from .data.stream import Batch
+from .config import OptimConfig, Section, UserError
+from .draws import Draws
 from .losses import per_image
 from .models import EncoderCritic, PatchCritic
-from .models.unet import OPT_CHANNELS
 
 H = 0.01  # length of the step of R1 by differences
 
@@ -79,27 +79,32 @@ class AdversarialConfig(Section):
         return losses.ADVERSARIAL[self.loss]
 
 
-def build_critic(cfg: CriticConfig, unet: UNet2DModel) -> nn.Module:
+def build_critic(cfg: CriticConfig, unet: UNet2DModel | UNet2DConditionModel) -> nn.Module:
     """The critic of ``cfg`` for a student that starts as ``unet``."""
-    if cfg.kind == "encoder":
-        return EncoderCritic(unet, cfg.sees_x_t, head_only=cfg.train == "head")
-    return PatchCritic(unet.config["in_channels"] - OPT_CHANNELS, cfg.sees_x_t)
+    if cfg.kind == "patch":
+        channels = unet.config["out_channels"]
+        return PatchCritic(unet.config["in_channels"] - channels, cfg.sees_x_t, channels=channels)
+    if not isinstance(unet, UNet2DModel):
+        raise UserError("the encoder critic is for pixel teachers; for a latent one set lcm_adv.critic.kind=patch")
+    return EncoderCritic(unet, cfg.sees_x_t, head_only=cfg.train == "head")
 
 
 def critic_loss(
-    adv: AdversarialConfig, critic: nn.Module, x_t: Tensor, t: Tensor, f: Tensor, real: Tensor, t_prime: Tensor,
-    batch: Batch, step: int,
+    adv: AdversarialConfig, critic: nn.Module, f: Tensor, real: Tensor, given: tuple[Tensor, Tensor, Tensor, Tensor],
+    draw: Draws, step: int,
 ) -> tuple[Tensor, dict[str, Tensor]]:  # fmt: skip
-    """(L_D, what to log); one forward over all candidates, so that DDP sees a single pass. f carries no gradient."""
+    """(L_D, what to log) for the candidates f and real, ``given`` x_t, t, t' and cond; one forward over all of them, so
+    that DDP sees a single pass. f carries no gradient."""
+    x_t, t, t_prime, cond = given
     penalised = bool(adv.r1.gamma) and step % adv.r1.every == 0
     exact, real = penalised and adv.r1.form == "exact", real.detach()
     real.requires_grad_(exact)
     candidates = [f, real]
     if penalised and not exact:
-        candidates.append(real + H * batch.draw.normal("r1", real.shape[1:]).to(real))
+        candidates.append(real + H * draw.normal("r1", real.shape[1:]).to(real))
     # the fused kernels of attention have no second derivative
     with sdpa_kernel(SDPBackend.MATH) if exact else nullcontext():
-        logits = critic(x_t, t, torch.cat(candidates), t_prime, batch.sar)
+        logits = critic(x_t, t, torch.cat(candidates), t_prime, cond)
     fake, true, *moved = logits.chunk(len(candidates))
     loss, right = adv.game.critic(true, fake), ((per_image(true) > 0).float() + (per_image(fake) < 0).float()) / 2
     logged = {"logit/real": per_image(true), "logit/fake": per_image(fake), "accuracy": right}

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from . import charts, distances, page, report
+from . import charts, distances, page, partners, report
 from .charts import COLOURS
 from .config import UserError
 from .page import Html, join, tag
@@ -137,17 +137,17 @@ def _pictures(results: dict[str, Row], scores: dict[str, Scores], ids: list[str]
     gain = {i: other[i].get(key, 0) - reference[i].get(key, 0) for i in ids} if key else dict.fromkeys(ids, 0.0)
     order = sorted(ids, key=lambda i: (gain[i], i))
     chosen = order if len(order) <= 2 * ROWS else [*order[:ROWS], *order[-ROWS:]]
-    inputs = results[first]["inputs"]
-    places = {"SAR": inputs.get("sar"), "target": inputs.get("target")}
-    places |= {name: result["inputs"].get("pred") for name, result in results.items()}
-    folders = {name: report.find(Path(place)) for name, place in places.items() if place and Path(place).is_dir()}
-    if second not in folders:
-        return tag("p", f"The pictures are not where they were evaluated: {places[second]}", class_="warn")
+    found = {name: partners.pictures(result["inputs"]) for name, result in results.items()}
+    if "output" not in found[second]:
+        place = results[second]["inputs"].get("pred")
+        return tag("p", f"The pictures are not where they were evaluated: {place}", class_="warn")
+    folders = {"SAR": found[first].get("SAR"), "target": found[first].get("target")}
+    folders |= {name: sides.get("output") for name, sides in found.items()}
     rows = []
     for i in chosen:
         lines = [f"{name}: {report.caption(key)} {report.number(s[i].get(key))}" for name, s in scores.items() if key]
-        found = {name: report.pixels(files.get(i)) for name, files in folders.items()}
-        rows.append((i, lines, report.pictures(found, second)))
+        shown = {name: report.pixels(files.get(i)) for name, files in folders.items() if files}
+        rows.append((i, lines, report.pictures(shown, second)))
     words = f"{len(chosen)} of {len(ids)} images, from the largest loss of {second} in {key} to its largest gain."
     return join([tag("p", words, class_="dim"), page.gallery(rows, first, second)])
 

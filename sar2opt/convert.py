@@ -4,6 +4,7 @@ What the file does not say (heads, noise, radiometry) is assumed as its authors'
 Keys and shapes are compared completely; the network is taken from the shapes.
 """
 
+import inspect
 import json
 import os
 import re
@@ -14,6 +15,7 @@ from typing import Any, Literal, NamedTuple
 
 import safetensors
 import torch
+from diffusers.models.unets.unet_2d import UNet2DModel
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from torch import Tensor
 
@@ -135,10 +137,11 @@ def _declared(config: Path, settings: dict[str, Any]) -> dict[str, Any]:
         raise UserError(f"{config}: not readable: {error}") from None
     if not isinstance(declared, dict):
         raise UserError(f"{config}: expected the settings of a network, found {str(declared)[:80]}")
-    free = ("sample_size", "norm_num_groups", "attention_head_dim", "attn_norm_num_groups")
-    by_shape = {key: value for key, value in settings.items() if key in declared and key not in free}
+    assumed = ("sample_size", "norm_num_groups", "attention_head_dim", "attn_norm_num_groups")
+    by_shape = {key: value for key, value in settings.items() if key in declared and key not in assumed}
     require_equal(config, {key: declared[key] for key in by_shape}, json.loads(json.dumps(by_shape)))
-    return {key: declared[key] for key in free if key in declared and key != "sample_size"}
+    known = inspect.signature(UNet2DModel.__init__).parameters.keys() - {"sample_size"}
+    return {key: value for key, value in declared.items() if key in known}
 
 
 # guided-diffusion ----------------------------------------------------------------------------------------------------

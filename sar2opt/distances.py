@@ -14,6 +14,7 @@ KID_SUBSETS, KID_SUBSET = 100, 500
 PATCHES, PATCH, DIRECTIONS, REPEATS = 128, 7, 128, 4  # of swd: arXiv 1710.10196, section 5
 SMALLEST_LEVEL = 16  # px of the short side
 BLOCK = 1 << 22  # numbers that a block of work may hold at once
+PROJECTIONS = 1 << 24  # as many of swd: each block reads all patches
 
 
 def mean(values: Iterable[float]) -> float:
@@ -136,23 +137,32 @@ def laplacian(image: np.ndarray) -> list[np.ndarray]:
 
     A level is the image minus its blurred self; the next image has every second pixel, while its short side has 16.
     """
-    levels, current = [], image.astype(np.float64)
-    while (min(current.shape[:2]) + 1) // 2 >= SMALLEST_LEVEL:
-        small = _blur(current)[::2, ::2]
-        spread = np.zeros_like(current)
-        spread[::2, ::2] = small
-        levels.append(current - 4 * _blur(spread))
+    levels, current = [], np.ascontiguousarray(image.transpose(2, 0, 1), np.float64)
+    while (min(current.shape[1:]) + 1) // 2 >= SMALLEST_LEVEL:
+        small = _halved(_halved(current, 1), 2)
+        levels.append(current - _doubled(_doubled(small, 1, current.shape[1]), 2, current.shape[2]))
         current = small
-    return [*levels, current]
+    return [level.transpose(1, 2, 0) for level in (*levels, current)]
 
 
-def _blur(x: np.ndarray) -> np.ndarray:
-    """The filter (1 4 6 4 1)/16 along both axes, mirrored without the edge pixel."""
-    from scipy.ndimage import correlate1d
+def _halved(x: np.ndarray, axis: int) -> np.ndarray:
+    """The filter (1 4 6 4 1)/16 along an axis, mirrored without the edge pixel, at every second pixel."""
+    x = np.moveaxis(x, axis, 0)
+    x = np.concatenate([x[2:0:-1], x, x[-2:-4:-1]])
+    even, odd, n = x[::2], x[1::2], (len(x) - 3) // 2
+    found = (even[:n] + even[2 : n + 2] + 6 * even[1 : n + 1] + 4 * (odd[:n] + odd[1 : n + 1])) / 16
+    return np.moveaxis(found, 0, axis)
 
-    for axis in (0, 1):
-        x = correlate1d(x, np.array([1, 4, 6, 4, 1]) / 16, axis, mode="mirror")
-    return x
+
+def _doubled(x: np.ndarray, axis: int, length: int) -> np.ndarray:
+    """Twice the same filter along an axis of ``x`` with zeros between its pixels, ``length`` in all."""
+    out = np.empty([*x.shape[:axis], length, *x.shape[axis + 1 :]])
+    x, found = np.moveaxis(x, axis, 0), np.moveaxis(out, axis, 0)
+    # the mirror of what has zeros: the second one before; behind, by parity, the last one or the one before it
+    x = np.concatenate([x[1:2], x, x[-1:] if length % 2 == 0 else x[-2:-1]])
+    found[::2] = (x[:-2] + 6 * x[1:-1] + x[2:]) / 8
+    found[1::2] = ((x[1:-1] + x[2:]) / 2)[: length // 2]
+    return out
 
 
 def plans(n: int, height: int, width: int) -> list[Plan]:
@@ -174,8 +184,8 @@ def patches(level: np.ndarray, y: np.ndarray, x: np.ndarray) -> np.ndarray:
 
 def patch_sums(found: np.ndarray) -> np.ndarray:
     """Sum and sum of squares per channel of [...,147] patches of one image: [2,3]."""
-    values = found.astype(np.float64).reshape(-1, 3)
-    return np.stack([values.sum(0), (values**2).sum(0)])
+    values = found.astype(np.float64).reshape(-1, PATCH**2 * 3)
+    return np.stack([x.sum(0).reshape(-1, 3).sum(0) for x in (values, values * values)])
 
 
 def moments(sums: np.ndarray) -> Moments:

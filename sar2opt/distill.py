@@ -4,20 +4,22 @@ Teacher, target and student begin with the same weights; the noise is the teache
 """
 
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Self
 
 import torch
-from diffusers.models.unets.unet_2d import UNet2DModel
-from pydantic import PositiveInt
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from pydantic import PositiveInt, model_validator
 from torch import Tensor, nn
 
 from . import consistency, diffusion, losses, models, samplers, validation
-from .config import EMAConfig, Section, UserError
+from .config import EMAConfig, OptimConfig, RunConfig, Section, UserError
 from .consistency import Consistency, LCMConfig
 from .data import DataConfig, PairedData
 from .data.stream import Batch
 from .diffusion import NoiseConfig, NoiseSchedule
-from .pipeline import Card, SAR2OptPipeline, model_hash
+from .models import PIXELS, LatentSpace
+from .models.latent import narrow_output_
+from .pipeline import SAR2OptPipeline, model_hash
 from .run import Run
 from .samplers import FewStepsConfig
 
@@ -38,42 +40,45 @@ class StudentConfig(Section):
     attention_head_dim: PositiveInt | None = None
 
 
-class Config(Protocol):
-    """The sections that distillation reads."""
+class DistillConfig(Section):
+    """The sections of every distillation."""
 
+    run: RunConfig
     data: DataConfig
     model: StudentConfig
-    noise: NoiseConfig | None
-    ema: EMAConfig
-    lcm: LCMConfig
-    sample: FewStepsConfig
+    noise: NoiseConfig | None = None  # the teacher's; stated, it must agree
+    optim: OptimConfig = OptimConfig(lr=8e-6)
+    ema: EMAConfig = EMAConfig(decay=None)  # a slow average of the student, exported instead of the target network
+    lcm: LCMConfig = LCMConfig()
+    sample: FewStepsConfig = FewStepsConfig()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        lcm, sample = self.lcm, self.sample
+        if sample.steps > lcm.solver_steps:
+            raise ValueError(f"sample.steps={sample.steps} is more than lcm.solver_steps={lcm.solver_steps}")
+        if sample.guidance != 1:
+            raise ValueError(
+                f"sample.guidance={sample.guidance}: a distilled network has its guidance within; set lcm.guidance"
+            )
+        return self
 
 
-class Teacher(NamedTuple):
-    """An opened model folder."""
+class Point(NamedTuple):
+    """Where a step trains: on the teacher's path at t, in its space; u is the next time."""
 
-    unet: UNet2DModel
-    noise: NoiseConfig
-    card: Card
-
-
-def check(lcm: LCMConfig, sample: FewStepsConfig) -> None:
-    """Refuse, by ValueError, sampling that leaves the training grid. For a config's validator."""
-    if sample.steps > lcm.solver_steps:
-        raise ValueError(f"sample.steps={sample.steps} is more than lcm.solver_steps={lcm.solver_steps}")
-    if sample.guidance != 1:
-        raise ValueError(
-            f"sample.guidance={sample.guidance}: a distilled network has its guidance within; set lcm.guidance"
-        )
+    cond: Tensor
+    x0: Tensor
+    x_t: Tensor
+    t: Tensor
+    u: Tensor
 
 
-def open_teacher(cfg: Config, data: PairedData) -> Teacher:
+def open_teacher(cfg: DistillConfig, data: PairedData) -> tuple[SAR2OptPipeline, NoiseConfig]:
     """The model folder ``model.init_from``; UserError names everything in which it cannot teach this config."""
     folder = cfg.model.init_from
     pipeline = SAR2OptPipeline.from_pretrained(folder)
-    card, unet = pipeline.card, pipeline.unet
-    if card.latent is not None:
-        raise UserError(f"model.init_from={folder}: a latent model, and only models of pixels are distilled")
+    card, unet, multiple = pipeline.card, pipeline.unet, pipeline.space.multiple(pipeline.unet)
     try:
         noise = NoiseConfig.from_scheduler(pipeline.scheduler.config)
         consistency.check(noise, cfg.lcm)
@@ -82,7 +87,7 @@ def open_teacher(cfg: Config, data: PairedData) -> Teacher:
     if card.sampler == "lcm" or card.start_noise != 1:
         raise UserError(
             f"model.init_from={folder}: a model of {card.method!r} is not a diffusion model; name one that "
-            "train.py has exported"
+            "train.py or cdiff_train.py has exported"
         )
     if cfg.lcm.guidance != 1 and not card.condition_dropout:
         raise UserError(
@@ -99,13 +104,13 @@ def open_teacher(cfg: Config, data: PairedData) -> Teacher:
     if cfg.noise is not None:
         want |= {f"noise.{key}": value for key, value in cfg.noise.model_dump().items()}
         have |= {f"noise.{key}": value for key, value in noise.model_dump().items()}
-    if remainder := cfg.data.resolution % models.stride(unet):
+    if remainder := cfg.data.resolution % multiple:
         want["data.resolution"] = cfg.data.resolution
-        have["data.resolution"] = f"multiples of {models.stride(unet)} (remainder {remainder})"
+        have["data.resolution"] = f"multiples of {multiple} (remainder {remainder})"
     wrong = [f"  {key}: config has {want[key]}, teacher has {have[key]}" for key in want if want[key] != have[key]]
     if wrong:
         raise UserError(f"model.init_from={folder}: not a teacher for this config\n" + "\n".join(wrong))
-    return Teacher(unet, noise, card)
+    return pipeline, noise
 
 
 class Distillation:
@@ -113,35 +118,42 @@ class Distillation:
 
     student: nn.Module
 
-    def __init__(self, cfg: Config, run: Run, method: str):
+    def __init__(self, cfg: DistillConfig, run: Run, method: str):
         self.run, self.teacher_folder = run, cfg.model.init_from
-        teacher = open_teacher(cfg, run.data)
-        if teacher.noise.prediction == "epsilon" and run.precision == "bf16":
+        (teacher, noise), space = open_teacher(cfg, run.data), PIXELS
+        if noise.prediction == "epsilon" and run.precision == "bf16":
             raise UserError("an epsilon teacher is too coarse in bf16 at high noise; set run.precision=fp32 or fp16")
         run.inputs["teacher"] = model_hash(cfg.model.init_from)
-        self.schedule = NoiseSchedule(teacher.noise).to(run.device)
-        self.consistency = Consistency(self.schedule, cfg.lcm)
+        latent = teacher.card.latent
+        if isinstance(teacher.space, LatentSpace) and isinstance(teacher.unet, UNet2DConditionModel):
+            narrow_output_(teacher.unet)  # a jump has no variance
+            latent = latent and latent.model_copy(update={"loss": "mse"})
+            run.space = space = teacher.space.to(run.device)
+        self.space, self.cached = space, cfg.data.cache_latents != "off"
+        self.schedule = NoiseSchedule(noise).to(run.device)
+        self.consistency = Consistency(self.schedule, cfg.lcm, space.predict)
         self.noise_offset = teacher.card.noise_offset
         self.ema_decay, self.unet = cfg.lcm.ema_decay, teacher.unet
-        self.teacher = run.frozen_copy(teacher.unet)
-        self.ema = run.frozen_copy(teacher.unet, average="ema")  # the target network
-        self.slow = run.frozen_copy(teacher.unet, average="slow") if cfg.ema.decay is not None else None
+        self.teacher = run.frozen_copy(self.unet)
+        self.ema = run.frozen_copy(self.unet, average="ema")  # the target network
+        self.slow = run.frozen_copy(self.unet, average="slow") if cfg.ema.decay is not None else None
         scheduler = samplers.build_scheduler(
-            teacher.noise, "lcm", "trailing", original_inference_steps=cfg.lcm.solver_steps,
+            noise, "lcm", "trailing", original_inference_steps=cfg.lcm.solver_steps,
             timestep_scaling=cfg.lcm.timestep_scaling, clip_sample=cfg.sample.clip_x0,
         )  # fmt: skip
-        card = run.card(method, noise_offset=self.noise_offset)
-        self.pipeline = SAR2OptPipeline(self.slow or self.ema, scheduler, card)
+        card = run.card(method, noise_offset=self.noise_offset, latent=latent)
+        self.pipeline = SAR2OptPipeline(self.slow or self.ema, scheduler, card, space)
 
-    def point(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """(x_t, t, u): the true image, noised to a random cell of the grid."""
-        t, u = self.consistency.pair(batch.draw.integers("cell", self.consistency.cfg.solver_steps))
-        return self.noised(batch, t), t, u
-
-    def noised(self, batch: Batch, t: Tensor) -> Tensor:
-        """x_t of the true image, with the noise of the teacher's training."""
-        eps = diffusion.offset_noise(batch.draw, "eps", batch.opt.shape[1:], self.noise_offset)
-        return self.schedule.add_noise(batch.opt, eps, t)
+    def point(self, batch: Batch, cell: Tensor | None = None) -> Point:
+        """The true image in the teacher's space, noised to a cell of the grid as in the teacher's training. Cells are
+        random in training, whose batches may have latents already."""
+        there = self.cached and cell is None
+        if cell is None:
+            cell = batch.draw.integers("cell", self.consistency.cfg.solver_steps)
+        cond, x0 = (batch.sar, batch.opt) if there else self.space.encode(batch.sar, batch.opt)
+        t, u = self.consistency.pair(cell)
+        eps = diffusion.offset_noise(batch.draw, "eps", x0.shape[1:], self.noise_offset)
+        return Point(cond, x0, self.schedule.add_noise(x0, eps, t), t, u)
 
     def logged(self, f: Tensor, y: Tensor, t: Tensor) -> dict[str, Tensor]:
         """Distance and mean squared distance of student and target, by noise level, for logs."""
@@ -158,7 +170,7 @@ class Distillation:
         steps = [n for n in STEPS if n <= self.consistency.cfg.solver_steps]
         return validation.by_steps(self.pipeline, batch, steps)
 
-    def judge(self, x_t: Tensor, t: Tensor, u: Tensor, batch: Batch, shown: dict[str, Tensor]) -> dict[str, Tensor]:
+    def judge(self, point: Point, shown: dict[str, Tensor]) -> dict[str, Tensor]:
         """What a critic says of the images that are shown: one value [B] each."""
         return {}
 
@@ -168,14 +180,14 @@ class Distillation:
         rows, student = [], self.run.bare(self.student).eval()
         for level in LEVELS:
             cell = torch.full((len(batch.opt),), int(level * self.consistency.cfg.solver_steps), device=self.run.device)
-            t, u = self.consistency.pair(cell)
-            x_t = self.noised(batch, t)
-            x0_hat = self.schedule.x0_hat(models.predict(self.teacher, x_t, t, batch.sar), x_t, t)
-            y = self.consistency.target(self.teacher, self.ema, x_t, t, u, batch.sar)
-            f = self.consistency(student, x_t, t, batch.sar)
-            logits = self.judge(x_t, t, u, batch, {"f": f, "y": y, "opt": batch.opt})
-            columns = {"SAR": batch.sar, "x_t": x_t, "teacher x0_hat": x0_hat, "target y": y}
-            columns |= {"student f": f, "opt": batch.opt}
+            point = cond, x0, x_t, t, u = self.point(batch, cell)
+            x0_hat = self.schedule.x0_hat(self.space.predict(self.teacher, x_t, t, cond), x_t, t)
+            y = self.consistency.target(self.teacher, self.ema, x_t, t, u, cond)
+            f = self.consistency(student, x_t, t, cond)
+            logits = self.judge(point, {"f": f, "y": y, "opt": x0})
+            decoded = {"x_t": x_t, "teacher x0_hat": x0_hat, "target y": y, "student f": f}
+            decoded = {name: self.space.decode(x) for name, x in decoded.items()}
+            columns = {"SAR": batch.sar, **decoded, "opt": batch.opt}
             for i, key in enumerate(batch.draw.keys):
                 said = "".join(f"\n{name} {value[i].item():+.2f}" for name, value in logits.items())
                 images = {name: column[i].float().cpu().numpy() for name, column in columns.items()}

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -73,18 +73,9 @@ class Prepared:
     notes: list[str] = field(default_factory=list)
 
 
-class Results(NamedTuple):
-    """``content`` of metrics.json; what the report draws beside it: ``curves``, and the folders of the images, if their
-    names below one are their ids."""
-
-    content: dict[str, Any]
-    curves: dict[str, Any]
-    target: Path | None
-    sar: Path | None
-
-
-def evaluate(request: Request) -> Results | None:
-    """Score a folder and write metrics.json and per_image.csv into ``request.out``. None except in the main process."""
+def evaluate(request: Request) -> dict[str, Any] | None:
+    """Score a folder: per_image.csv and metrics.json in ``request.out``, whose content is returned. None except in the
+    main process."""
     folders = folders_of(request)
     items, notes = partners.find(request.pred, folders, request.allow_missing)
     ready = prepare(request, items, notes, _train(request, folders, has_sar=items[0].sar is not None))
@@ -103,7 +94,7 @@ def gathered(out: Path, workers: int) -> Iterator[Team]:
         raise MachineError(f"{out}: {error}; start again when there is room") from error
 
 
-def score(team: Team, request: Request, ready: Prepared, known: Arrays) -> Results | None:
+def score(team: Team, request: Request, ready: Prepared, known: Arrays) -> dict[str, Any] | None:
     """``evaluate`` what is prepared; ``known`` keeps the features of the targets for other outputs of these images."""
     measured = measure.measure(team, "output", ready.items, ready.sizes, ready.wanted, known)
     baselines = _baselines(team, request, ready, known)
@@ -113,17 +104,7 @@ def score(team: Team, request: Request, ready: Prepared, known: Arrays) -> Resul
     checkpoint.put(request.out / "per_image.csv", _table(request, ready.items, measured.columns).encode())
     text = json.dumps(results, indent=1, allow_nan=False, ensure_ascii=False)
     checkpoint.put(request.out / "metrics.json", text.encode())
-    folders = (_folder({item.id: getattr(item, side) for item in ready.items}) for side in ("target", "sar"))
-    return Results(results, _curves(measured, ready.sizes[0]), *folders)
-
-
-def _folder(paths: dict[str, Path | None]) -> Path | None:
-    """The folder below which every path is its id."""
-    found = {
-        path.parents[i.count("/")] if path and path.with_suffix("").as_posix().endswith(f"/{i}") else None
-        for i, path in paths.items()
-    }
-    return found.pop() if len(found) == 1 else None
+    return results
 
 
 # before any work ------------------------------------------------------------------------------------------------------
@@ -269,6 +250,7 @@ def _results(request: Request, ready: Prepared, measured: Measured, baselines: d
         "skipped": ready.skipped,
         "baselines": baselines,
         "inputs": inputs,
+        "curves": _curves(measured, ready.sizes[0]),
         "convention": f"legacy:{request.legacy}" if request.legacy else "standard",
         "versions": versions,
     }

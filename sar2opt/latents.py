@@ -44,7 +44,7 @@ class Plan(NamedTuple):
 
     folder: Path
     turns: tuple[tuple[int, bool], ...]
-    length: int
+    count: int  # pyright: ignore[reportIncompatibleMethodOverride]
     side: int
     dtype: str
 
@@ -52,10 +52,10 @@ class Plan(NamedTuple):
     def bytes(self) -> int:
         """Of all shards."""
         each = 2 * LATENT_CHANNELS * self.side**2 * np.dtype(DTYPES[self.dtype]).itemsize
-        return self.length * len(self.turns) * each
+        return self.count * len(self.turns) * each
 
     def shape(self, shard: int) -> tuple[int, ...]:
-        rows = min(SHARD, self.length - shard * SHARD)
+        rows = min(SHARD, self.count - shard * SHARD)
         return rows, len(self.turns), 2, LATENT_CHANNELS, self.side, self.side
 
 
@@ -95,7 +95,7 @@ def plan(data: PairedData, factor: int) -> Plan:
 def describe(made: Plan) -> str:
     """One line for --check."""
     state = "complete or in part" if (made.folder / "index.json").exists() else "not yet computed"
-    return f"latents in {made.folder}: {made.length:,} x {len(made.turns)}, {made.bytes / 2**30:.2f} GiB, {state}"
+    return f"latents in {made.folder}: {made.count:,} x {len(made.turns)}, {made.bytes / 2**30:.2f} GiB, {state}"
 
 
 def claim(data: PairedData, space: LatentSpace, made: Plan) -> str:
@@ -127,7 +127,7 @@ def claim(data: PairedData, space: LatentSpace, made: Plan) -> str:
 
 def build(data: PairedData, space: LatentSpace, made: Plan, key: str, rank: int, world: int) -> None:
     """This process's share of the shards that are not there yet."""
-    shards = -(-made.length // SHARD)
+    shards = -(-made.count // SHARD)
     missing = [n for n in range(rank, shards, world) if not _file(made, key, n).exists()]
     with _lock(made.folder, f"builder-{rank}.lock"):
         for n in tqdm(missing, unit="shard", disable=rank > 0 or None, desc="encoding"):
@@ -150,7 +150,7 @@ def build(data: PairedData, space: LatentSpace, made: Plan, key: str, rank: int,
 
 def opened(data: PairedData, made: Plan, key: str) -> LatentPairs:
     """The complete cache, after every process has built its share."""
-    for n in range(-(-made.length // SHARD)):
+    for n in range(-(-made.count // SHARD)):
         file = _file(made, key, n)
         try:
             found = np.load(file, mmap_mode="r", allow_pickle=False)

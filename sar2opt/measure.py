@@ -28,7 +28,9 @@ from .scoring import Slice, Spool, Task, Work
 Arrays = dict[str, np.ndarray]
 T = TypeVar("T")
 CHUNK = 4  # images that a worker takes at once
-LINE_SECONDS = 10  # between lines of progress
+LINE_SECONDS = 10  # until the first line of progress; the next ones come at twice the time
+# workers are as many as there are cores; arrays of an image come from kept memory: new pages cost half of the time
+WORKERS = {"OMP_NUM_THREADS": "1", "MALLOC_TRIM_THRESHOLD_": f"{1 << 28}", "MALLOC_MMAP_THRESHOLD_": f"{1 << 28}"}
 LONGEST = timedelta(days=2)  # that processes wait for the first one
 
 
@@ -103,7 +105,8 @@ class Team:
         if not parallel or self.workers == 1:
             return (function(*job) for job in jobs)
         if self._pool is None:
-            os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the workers: they are as many as there are cores
+            for name, value in WORKERS.items():
+                os.environ.setdefault(name, value)
             context = multiprocessing.get_context("forkserver")
             self._pool = ProcessPoolExecutor(self.workers, context)
         return self._pool.map(function, *zip(*jobs, strict=True))
@@ -246,14 +249,14 @@ def _swd(team: Team, spool: Spool, size: Size, sums: np.ndarray, wanted: Wanted)
 
 
 def progress(steps: Iterator[T], total: int, name: str, shown: bool) -> Iterator[T]:
-    """A bar on a terminal; otherwise a line every ten seconds, with rate and remaining time."""
+    """A bar on a terminal; otherwise a line after 10, 20, 40, 80, ... seconds, with rate and remaining time."""
     if sys.stderr.isatty() or not shown:
         yield from tqdm(steps, name, total, disable=not shown, leave=False, dynamic_ncols=True)
         return
-    begin = last = time.perf_counter()
+    begin, due = time.perf_counter(), LINE_SECONDS
     for done, step in enumerate(steps, start=1):
         yield step
-        now = time.perf_counter()
-        if now - last > LINE_SECONDS and done < total:
-            rate, last = done / (now - begin), now
+        spent = time.perf_counter() - begin
+        if spent > due and done < total:
+            rate, due = done / spent, 2 * spent
             print(f"{name}: {done}/{total}, {rate:.1f}/s, {clock((total - done) / rate)} left", flush=True)

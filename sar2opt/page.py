@@ -24,7 +24,7 @@ body { margin: 0 auto; max-width: 1180px; padding: 12px 20px 60px; background: v
   font: 15px/1.45 system-ui, sans-serif }
 h1 { font-size: 1.5rem; margin: .6em 0 0; overflow-wrap: anywhere } h2 { font-size: 1.15rem; margin: 2em 0 .5em }
 h3 { font-size: 1rem; margin: 0; overflow-wrap: anywhere } p { margin: .4em 0; max-width: 80ch }
-nav a { margin-right: 1em; color: var(--c0) } .dim, figcaption, nav { color: var(--dim); font-size: .87em }
+a { color: var(--c0) } nav a { margin-right: 1em } .dim, figcaption, nav { color: var(--dim); font-size: .87em }
 .warn { color: var(--warn); border-left: 4px solid; padding-left: .7em; overflow-wrap: anywhere }
 .wide { overflow-x: auto } table { border-collapse: collapse; font-size: .9em }
 th, td { text-align: left; padding: 3px 14px 3px 0; border-bottom: 1px solid var(--line); vertical-align: top;
@@ -186,7 +186,7 @@ def gallery(rows: Iterable[tuple[str, Sequence[str], dict[str, str | None]]], le
         tag("select", *[tag("option", n, value=n, selected=n == chosen) for n in names], aria_label=f"{place} picture")
         for place, chosen in (("left", left), ("right", right))
     ]
-    slider = tag("input", type="range", min=0, max=1000, value=500, aria_label="where the left picture ends")
+    slider = tag("input", type="range", min=0, max=1000, step=10, value=500, aria_label="where the left picture ends")
     layers = [tag("img", class_="under", alt=""), tag("img", class_="over", alt=""), tag("i"), slider]
     buttons = [tag("button", "previous"), tag("button", "next")]
     viewer = [

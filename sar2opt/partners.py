@@ -230,7 +230,7 @@ def read_rgb(path: Path, size: Size) -> np.ndarray:
         with Image.open(path) as image:
             if image.mode not in ("L", "RGB"):
                 raise UserError(f"{path}: a picture of mode {image.mode}; expected 8-bit RGB or grey")
-            pixels = np.asarray(image.convert("RGB"))
+            pixels = np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
     except DECODER_ERRORS as error:
         raise UserError(f"{path}: damaged: {error}") from None
     return centre(pixels, size)
@@ -279,15 +279,32 @@ def records(pred: Path, ids: Iterable[str]) -> Iterator[tuple[str, dict]]:
     for line in file.read_text().splitlines() if file.exists() else []:
         if line.endswith("}") and isinstance(record := json.loads(line), dict) and "output" in record:
             newest[Path(record["output"])] = record
-    # the folder may have moved since: its names below ``pred`` count
-    by_id = {_inside(path, pred): record for path, record in newest.items()}
+    ids = list(ids)
+    by_id = {_id_of(path, pred, set(ids)): record for path, record in newest.items()}
     return ((i, by_id[i]) for i in ids if i in by_id)
 
 
-def _inside(path: Path, pred: Path) -> str:
+def _id_of(path: Path, pred: Path, ids: set[str]) -> str | None:
+    """The name below ``pred``; the longest ending that is an id where the folder has moved since."""
+    if path.is_relative_to(pred):
+        return path.relative_to(pred).with_suffix("").as_posix()
     parts = path.with_suffix("").parts
-    at = len(parts) - 1 - parts[::-1].index(pred.name) if pred.name in parts else -1
-    return "/".join(parts[at + 1 :]) if at >= 0 else path.stem
+    return next((i for k in range(len(parts)) if (i := "/".join(parts[k:])) in ids), None)
+
+
+def pictures(inputs: dict) -> dict[str, dict[str, Path]]:
+    """SAR, output and target by id of an evaluation with these ``inputs`` of metrics.json, as far as they are there."""
+    found: dict[str, dict[str, Path]] = {}
+    for name, key, column in (("SAR", "sar", "sar"), ("output", "pred", ""), ("target", "target", "opt")):
+        place = Path(str(inputs.get(key) or ""))
+        if (place / manifest.JSON_FILE).is_file():
+            made = manifest.read(place)
+            root, rows = Path(made.facts["root"]), made.of(str(inputs.get("split")))
+            found[name] = {row.id: root / getattr(row, column) for row in rows}
+        elif place.name and place.is_dir():
+            paths = (path for path in sorted(place.rglob("*")) if path.suffix.lower() in SUFFIXES)
+            found[name] = {path.relative_to(place).with_suffix("").as_posix(): path for path in paths}
+    return {name: {i: path for i, path in paths.items() if path.is_file()} for name, paths in found.items()}
 
 
 def common(found: Iterable[dict], keys: tuple[str, ...]) -> dict[str, object]:

@@ -42,8 +42,8 @@ def draw(plot: Plot) -> Image.Image:
     for series in plot.series:
         hue = HUES[series.colour]
         pen.line([(at, 54), (at + 24, 54)], hue, 3)
-        pen.text((at + 30, 54), series.name, INK, font, anchor="lm")
-        at += 54 + int(font.getlength(series.name))
+        pen.text((at + 28, 54), series.name, INK, font, anchor="lm")
+        at += 42 + int(font.getlength(series.name))
         _curve(pen, series, x, y, hue, font)
     return picture
 
@@ -55,5 +55,6 @@ def _curve(pen: ImageDraw.ImageDraw, series: Series, x: Axis, y: Axis, hue: str,
         pen.line([(left, y.at(low)), (left, y.at(high))], hue, 2)
         pen.ellipse([left - 5, top - 5, left + 5, top + 5], hue)
     for (left, top), label in zip(places, series.labels, strict=False):
-        anchor, shift = ("rs", -8) if left > WIDTH * 0.6 else ("ls", 8)
-        pen.text((left + shift, top - 6), label, DIM, font, anchor=anchor)  # pyright: ignore[reportArgumentType]
+        anchor, shift = ("rm", -9) if left > WIDTH * 0.6 else ("lm", 9)
+        below = (places[-1][1] < places[0][1]) == (shift > 0)  # beside the curve, not on it
+        pen.text((left + shift, top + (13 if below else -13)), label, DIM, font, anchor=anchor)  # pyright: ignore[reportArgumentType]

@@ -69,7 +69,7 @@ METRICS: dict[str, Metric] = {
     ),
     "hf_energy": Metric(
         "one", "", "mean power of luma, Hann window, summed over the rings above a quarter cycle per px (half of "
-        "Nyquist), output / target over the set; below 1 blur, above 1 noise", "output / target, f > 1/4", OWN,
+        "Nyquist), output / target over the set; below 1 blur, above 1 noise", "output/target, f > 1/4", OWN,
     ),
     "edge_sar": Metric(
         "target", "", "Pearson of Sobel edges (gaussian sigma 1) of luma and of the SAR input, mean over images; read "

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from . import charts, checkpoint, images, page, yamlfile
+from . import charts, checkpoint, images, page, partners, yamlfile
 from .charts import COLOURS, Plot, Series
 from .config import MachineError, UserError
 from .data.rasters import read_raster
@@ -24,12 +24,13 @@ ERROR_TOP = 128  # grey values at the bright end of the error maps
 HEAT = ((0, 0, 4), (87, 16, 110), (188, 55, 84), (249, 142, 9), (252, 255, 164))  # dark to bright
 RGB = dict(zip("rgb", (COLOURS[5], COLOURS[2], COLOURS[0]), strict=True))
 PUBLISHED = Path(__file__).with_name("published.json")
-SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".npy"}
+BETTER = {"zero": "near 0", "one": "near 1", "target": "near the target's"}
 QUALITY = ("psnr", "ssim", "lpips_alex", "lpips_vgg", "fid", "kid", "swd", "spectrum", "hf_energy")
 LABELS = {
     "psnr": "PSNR (dB)", "ssim": "SSIM", "scc": "SCC", "lpips_alex": "LPIPS (alex)", "lpips_vgg": "LPIPS (vgg)",
     "fid": "FID", "kid": "KID", "swd": "SWD x 1000", "spectrum": "spectrum distance (dB)",
     "hf_energy": "high-frequency energy ratio", "calls": "network calls",
+    "copy_ratio": "copy ratio",
     "edge_sar": "edge correlation with SAR", "edge_sar_target": "the target's edge correlation with SAR",
     "mae": "mean absolute error (grey values)", "rgb_r": "red shift (grey values)",
     "rgb_g": "green shift (grey values)", "rgb_b": "blue shift (grey values)", "seconds": "seconds per image",
@@ -205,39 +206,27 @@ def _spread(items: list, count: int) -> list:
 # an evaluation -------------------------------------------------------------------------------------------------------
 
 
-def evaluation_page(
-    out: Path,
-    pred: Path,
-    target: Path | None,
-    sar: Path | None,
-    curves: Row,
-    evaluations: dict[str, Path] | None = None,
-) -> None:
-    """Write ``out/report.html`` from ``out/metrics.json``, ``out/per_image.csv`` and the pictures.
-
-    ``curves["spectrum"]``: {"frequency": cycles per px, "pred": mean power, "target": mean power}. ``evaluations``:
-    folders of other evaluations of the same images by label, such as one per number of sampler steps.
-    """
+def evaluation_page(out: Path) -> None:
+    """Write ``out/report.html`` from ``out/metrics.json``, ``out/per_image.csv`` and the pictures that they name."""
     results, per_image = read_evaluation(out)
     inputs, metrics = results["inputs"], results["metrics"]
     shown = _worst_median_best([*per_image])
-    folders = {name: find(folder) for name, folder in (("SAR", sar), ("output", pred), ("target", target)) if folder}
+    places = partners.pictures(inputs)
     sections = {
         "Warnings": page.notes(
             [*inputs.get("notes", []), *(f"{key}: {w}" for key, m in metrics.items() for w in m.get("warnings", []))]
         ),
         "Summary": _summary(metrics, results.get("skipped", {})),
         "Where this stands": _standing(results),
-        "Steps, quality and time": tradeoff(evaluations or {}),
         "Distributions": charts.grid(_histograms(per_image)),
-        "Power spectrum": _spectrum(curves.get("spectrum")),
-        "Images": _rows(shown, per_image, folders),
+        "Power spectrum": _spectrum(results.get("curves", {}).get("spectrum")),
+        "Images": _rows(shown, per_image, places),
         "Inputs": page.table(["", ""], [[key, number(value)] for key, value in inputs.items()]),
         "Versions": page.table(["", ""], [[key, value] for key, value in results.get("versions", {}).items()]),
         **_settings(run_of(inputs)),
     }
     subtitle = f"{inputs.get('n', len(per_image))} images; convention: {results.get('convention', 'not stated')}"
-    write(out / "report.html", f"Evaluation of {inputs.get('pred', pred)}", subtitle, sections)
+    write(out / "report.html", f"Evaluation of {inputs.get('pred')}", subtitle, sections)
 
 
 def read_evaluation(folder: Path) -> tuple[Row, dict[str, dict[str, float]]]:
@@ -282,7 +271,7 @@ def tradeoff_plots(evaluations: dict[str, Path], names: dict[str, str]) -> list[
         results, per_image = read_evaluation(folder)
         inputs, seconds = results["inputs"], _column(per_image, "seconds")
         if steps := inputs.get("steps"):
-            told = f"{steps} steps" if names else label
+            told = (f"{steps} steps" if steps > 1 else "1 step") if names else label
             point = Point(steps, float(np.mean(seconds)) if seconds else math.nan, told, results["metrics"])
             model = str(inputs.get("model") or "")
             curves.setdefault(f"{names.get(model, model[:8])} {inputs.get('sampler', '')}", []).append(point)
@@ -313,14 +302,16 @@ def caption(key: str) -> str:
 
 
 def _summary(metrics: Row, skipped: Row) -> Html:
-    head = ["metric", "value", "95 % interval", "n", "better", "recipe", "computed with", "weights"]
+    head = ["metric", "value", "95 % interval", "n", "better", "recipe", "computed with"]
     known = {"value", "ci95", "ci", "n", "unit", "better", "recipe", "library", "weights", "warnings"}
     rows = []
     for key, m in metrics.items():
         more = [tag("div", f"{name}: {number(v)}", class_="dim") for name, v in m.items() if name not in known]
         value = join([f"{number(m['value'])} {m.get('unit') or ''}", *more])
-        facts = [m.get(name) for name in ("n", "better", "recipe", "library", "weights")]
-        rows.append([tag("b", key), value, number(m.get("ci95")), *map(number, facts)])
+        better = BETTER.get(str(m.get("better")), m.get("better"))
+        means = join([number(m.get("library")), tag("div", number(m.get("weights")), class_="dim")])
+        facts = [number(m.get("ci95")), number(m.get("n")), number(better), number(m.get("recipe")), means]
+        rows.append([tag("b", key), value, *facts])
     kinds = sorted({m["ci"] for m in metrics.values() if m.get("ci")})
     note = f"Intervals: percentile bootstrap, resampled by {' and '.join(kinds)}." if kinds else ""
     absent = [
@@ -372,6 +363,7 @@ def _histograms(per_image: dict[str, dict[str, float]]) -> list[Html]:
 
 
 def _spectrum(curve: Row | None) -> Html:
+    """``curve``: {"frequency": cycles per px, "pred": mean power, "target": mean power}."""
     if not curve:
         return Html()
     drawn = [
@@ -429,11 +421,6 @@ def pictures(found: dict[str, np.ndarray | None], smallest: str) -> dict[str, st
 def _centre(x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     top, left = (max(0, (x.shape[i] - shape[i]) // 2) for i in (0, 1))
     return x[top : top + shape[0], left : left + shape[1]]
-
-
-def find(folder: Path) -> dict[str, Path]:
-    found = (p for p in sorted(folder.rglob("*")) if p.suffix.lower() in SUFFIXES)
-    return {p.relative_to(folder).with_suffix("").as_posix(): p for p in found}
 
 
 def pixels(file: Path | None) -> np.ndarray | None:

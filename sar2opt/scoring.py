@@ -173,5 +173,5 @@ def slice_distances(work: Slice) -> list[float]:
 
 def blocks(directions: np.ndarray, n: int) -> list[np.ndarray]:
     """[4,147,128] in shares [147,k] whose projections of ``n`` images fit in one block of work."""
-    width = min(DIRECTIONS, max(1, distances.BLOCK // (n * PATCHES)))
+    width = min(DIRECTIONS, max(1, distances.PROJECTIONS // (n * PATCHES)))
     return [d[:, start : start + width] for d in directions for start in range(0, DIRECTIONS, width)]

@@ -90,9 +90,8 @@ def sweep(plan: Plan) -> list[Row]:
             ready = evaluation.prepare(own, items, notes, [])
             results = evaluation.score(team, own, ready, known)
             if results is not None:
-                report.evaluation_page(folder, own.pred, results.target, results.sar, results.curves)
-                values = _facts(folder / "images", pairs) | _scalars(results.content)
-                rows.append(Row(setting, folder, values, results.content))
+                report.evaluation_page(folder)
+                rows.append(Row(setting, folder, _facts(folder / "images", pairs) | _scalars(results), results))
             team.wait()  # the next evaluation exchanges files of the same names
         if rows:
             _write(request.out, rows, pairs)
@@ -203,9 +202,9 @@ def summary(rows: list[Row]) -> str:
     """What is printed, at most 80 columns: the table, what was skipped, and warnings."""
     results = rows[0].results
     cells = {row.setting.name: row.values for row in rows}
-    title = f"{evaluation.title(results)}; calls of the network and seconds per image"
+    title = [evaluation.title(results), "calls: of the network; seconds: per image, in one process"]
     lines = evaluation.blocks(cells, [*rows[0].values])
-    return "\n".join([title, *lines, "", *evaluation.skips(results), *[f"warning: {w}" for w in _warnings(rows)]])
+    return "\n".join([*title, *lines, "", *evaluation.skips(results), *[f"warning: {w}" for w in _warnings(rows)]])
 
 
 def _warnings(rows: list[Row]) -> list[str]:

@@ -8,7 +8,7 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,7 +18,9 @@ from torch import Tensor
 from . import checkpoint, images
 from .config import MachineError, UserError
 from .data import SarRadiometry
-from .pipeline import Card
+
+if TYPE_CHECKING:  # diffusers takes seconds, and who translates has it
+    from .pipeline import Card
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".npy")
 
@@ -134,7 +136,7 @@ def percentiles(sar: Sequence[Tensor]) -> tuple[tuple[float, float, float, float
     return tuple((float(a), float(b), float(c), float(d)) for a, b, c, d in values)
 
 
-def compare_percentiles(sar: Sequence[Tensor], card: Card) -> str:
+def compare_percentiles(sar: Sequence[Tensor], card: "Card") -> str:
     """One line per band: p1 and p99 of the input beside those of training, after normalisation to [-1, 1]."""
     lines = []
     for i, (band, own) in enumerate(zip(card.sar["bands"], percentiles(sar), strict=True)):

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -70,14 +70,11 @@ def train_codec(folder: Path) -> None:
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
     torch.manual_seed(0)
-    kinds: dict[str, Any] = {
-        "block_out_channels": (8, 16, 32),
-        "down_block_types": ("DownEncoderBlock2D",) * 3,
-        "up_block_types": ("UpDecoderBlock2D",) * 3,
-    }
-    vae = AutoencoderKL(
-        latent_channels=4, layers_per_block=1, norm_num_groups=8, sample_size=64, mid_block_add_attention=False, **kinds
-    )
+    vae = cast(Any, AutoencoderKL)(  # its annotations are tuples of one
+        in_channels=3, out_channels=3, latent_channels=4, block_out_channels=(8, 16, 32), layers_per_block=1,
+        down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3, norm_num_groups=8,
+        sample_size=64, mid_block_add_attention=False,
+    )  # fmt: skip
     cfg = {"layout": "generated", "resolution": 64, "generated": {"train": 4096, "val": 0, "test": 0, "changes": 2}}
     pairs = open_data(DataConfig.model_validate(cfg)).train
     optimizer = torch.optim.AdamW(vae.parameters(), lr=4e-3)

@@ -17,7 +17,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # also where the package is not installed
 
-from sar2opt import config, evaluation, recipes, report, sweep, translate, vaebound  # noqa: E402
+from sar2opt import config, evaluation, recipes, report, translate, vaebound  # noqa: E402
 from sar2opt.config import UserError, natural, positive  # noqa: E402
 from sar2opt.evaluation import Request  # noqa: E402
 
@@ -37,12 +37,14 @@ def main(argv: list[str]) -> None:
         return _sweep(args, plan)
     request = _request(args)
     if results := evaluation.evaluate(request):  # None but in the main process
-        print(evaluation.summary(results.content))
-        report.evaluation_page(request.out, request.pred, results.target, results.sar, results.curves)
+        print(evaluation.summary(results))
+        report.evaluation_page(request.out)
         print(f"written: {request.out / 'report.html'}, metrics.json, per_image.csv")
 
 
 def _sweep(args: dict[str, Any], plan: dict[str, Any]) -> None:
+    from sar2opt import sweep  # with diffusers, which takes seconds
+
     for key in ("base", "vae_bound"):
         del args[key]
     args["out"] = args["pred"] = args["out"] or args["model"].with_name(f"{args['model'].resolve().name}-steps")

@@ -1,6 +1,6 @@
-"""Make or renew RUN/report.html from the run folder alone.
+"""Make or renew report.html of a run or an evaluation from its folder.
 
-    python scripts/report.py runs/demo [runs/other ...]
+    python scripts/report.py runs/demo [out-evaluation ...]
 
 A training does this itself at every checkpoint; this is for runs from elsewhere, and for those still training.
 """
@@ -19,11 +19,17 @@ def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("run", type=Path, nargs="+", help="run folder, as a training makes it")
-    for folder in parser.parse_args(argv).run:
-        if not (folder / "config.yaml").is_file():
-            raise UserError(f"{folder}: no config.yaml in it; expected a run folder such as runs/demo")
-        report.run_page(folder)
+    parser.add_argument("folder", type=Path, nargs="+", help="of a training, or of scripts/evaluate.py")
+    for folder in parser.parse_args(argv).folder:
+        if (folder / "config.yaml").is_file():
+            report.run_page(folder)
+        elif (folder / "metrics.json").is_file():
+            report.evaluation_page(folder)
+        else:
+            raise UserError(
+                f"{folder}: neither config.yaml nor metrics.json in it; expected a run folder such as runs/demo, or "
+                "the --out folder of scripts/evaluate.py"
+            )
         print(f"open {folder / 'report.html'}")
 
 

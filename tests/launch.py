@@ -81,6 +81,14 @@ def tiny_base() -> Path:
     return folder / "tiny-sd"
 
 
+@functools.cache
+def latent_teacher() -> Path:
+    """The smoke run of cdiff_train.py, made once and removed at exit."""
+    folder = teacher().parent / "latent"
+    run("cdiff_train", folder, run__sample_every=0, run__validate_every=0, cdiff__loss="beta_nll")
+    return folder
+
+
 def finish(ranks: list, timeout: float = 120) -> list[int]:
     """Exit codes; a rank that hangs is killed and fails the test."""
     for process in ranks:

@@ -267,7 +267,7 @@ def average(folder, unet):
     folder.mkdir(parents=True)
     unet.save_config(folder)
     config = json.loads((folder / "config.json").read_text())
-    config |= {"_class_name": "SAR2OptUNetv3", "decay": 0.95, "optimization_step": 25001}
+    config |= {"_class_name": "SAR2OptUNetv3", "decay": 0.95, "optimization_step": 25001, "norm_eps": 1e-6}
     (folder / "config.json").write_text(json.dumps(config))
     safetensors.torch.save_file(unet.state_dict(), folder / "diffusion_pytorch_model.safetensors")
 
@@ -285,6 +285,7 @@ def test_the_average_is_preferred_and_its_settings_count(checkpoint, tmp_path):
         unet = convert.acd(path, 2, NOISE, None, 16).pipeline.unet
         assert equal(ema, unet.state_dict())
         assert (unet.config["attention_head_dim"], unet.config["norm_num_groups"]) == (16, 16)
+        assert unet.config["norm_eps"] == 1e-6
 
 
 def test_a_teacher_has_a_teachers_sampler(checkpoint, tmp_path):

@@ -73,6 +73,18 @@ def test_its_feature_is_the_middle_block_of_the_denoiser():
     assert torch.equal(seen[0], critic.feature(x_t, t, sar)) and seen[0].std() > 0.1
 
 
+def test_the_head_reads_the_feature_of_x_t_first():
+    """The order of the published weights."""
+    x_t, t, fake, real, t_prime, sar = inputs()
+    for half, same in ((slice(0, 16), (-x_t, fake)), (slice(16, 32), (x_t, real))):
+        critic = build("encoder")
+        with torch.no_grad():
+            critic.head[0].weight[:, half] = 0
+        expected = critic(x_t, t, fake, t_prime, sar)
+        assert torch.equal(critic(same[0], t, same[1], t_prime, sar), expected)
+        assert not torch.equal(critic(-x_t, t, real, t_prime, sar), expected)
+
+
 def test_it_is_a_trainable_copy_of_a_frozen_teacher_and_without_dropout():
     teacher = build_unet(TINY.model_copy(update={"dropout": 0.5}), 2, 24).eval().requires_grad_(False)
     before = copy.deepcopy(teacher.state_dict())

@@ -13,8 +13,9 @@ from sar2opt.adversarial import AdversarialConfig
 from sar2opt.config import UserError
 from sar2opt.data.stream import Batch
 from sar2opt.draws import Draws
+from sar2opt.pipeline import SAR2OptPipeline
 
-from .launch import ROOT, call, teacher
+from .launch import ROOT, call, latent_teacher, teacher
 from .test_methods import batch, build
 
 # the teacher ----------------------------------------------------------------------------------------------------------
@@ -239,6 +240,36 @@ def test_the_critic_may_have_a_rate_and_a_clip_of_its_own():
     own = AdversarialConfig.model_validate({"critic": {"lr": 2e-5, "clip_norm": 3.0}}).critic.optim(optim)
     assert (own.lr, own.clip_norm, own.warmup_steps) == (2e-5, 3.0, optim.warmup_steps)
     assert AdversarialConfig().critic.optim(optim) is optim
+
+
+# a latent teacher -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", ["lcm", "lcm_adv, patch"])
+def test_a_latent_teacher_is_distilled_in_its_space(case, tmp_path):
+    size = 256 if "patch" in case else 32  # a patch of latents is 8 times as wide
+    method = build(case, f"model.init_from={latent_teacher()}", f"data.resolution={size}")
+    draw = Draws(0, [0, 1], "cpu")
+    opt = draw.normal("opt", (3, size, size)).clamp(-1, 1)
+    pairs = Batch(opt.mean(1, keepdim=True), opt, draw)
+    assert method.step(pairs)["loss"].isfinite()
+    assert method.run.updates == [{name} for name in method.run.nets]
+    point = method.point(pairs)
+    assert point.x_t.shape == (2, 4, size // 8, size // 8)
+    method.cached = True  # as with data.cache_latents
+    assert torch.equal(method.point(Batch(point.cond, point.x0, draw)).x_t, point.x_t)
+    assert method.student.config["out_channels"] == 4  # the teacher's variance stays behind
+    assert method.evidence(pairs)[0]["student f"].shape == (3, size, size)
+    method.pipeline.save_pretrained(tmp_path / "model")
+    again = SAR2OptPipeline.from_pretrained(tmp_path / "model")
+    for steps in (1, 4):
+        a, b = (pipe.translate(pairs.sar, Draws(1, ["a", "b"], "cpu"), steps) for pipe in (method.pipeline, again))
+        assert torch.equal(a, b) and a.shape == opt.shape
+
+
+def test_the_encoder_critic_says_that_it_is_for_pixels():
+    with pytest.raises(UserError, match="set lcm_adv.critic.kind=patch"):
+        build("lcm_adv", f"model.init_from={latent_teacher()}")
 
 
 # what is exported and shown -------------------------------------------------------------------------------------------

@@ -13,10 +13,11 @@ import pytest
 import torch
 from PIL import Image
 
-from sar2opt import distances, evaluation, metrics, networks, recipes
+from sar2opt import distances, evaluation, metrics, networks, partners, recipes
 from sar2opt.config import UserError
 from sar2opt.data import manifest
 from scripts import evaluate
+from scripts import report as remake
 from tests.launch import FORK, ROOT
 from tests.reference import G, T, X, blurred, make, random_backbone, random_inception
 
@@ -310,7 +311,7 @@ def test_other_sizes_and_kinds_are_refused_with_names(folders):
 
 def test_tiny_and_damaged_images_are_refused(tmp_path, folders):
     small = [write(tmp_path / "small" / name, [x[0][:10, :20]]) for name, x in (("out", G), ("opt", T))]
-    with pytest.raises(UserError, match=r"smaller than 11 px.*\n  0000: 20 x 10"):
+    with pytest.raises(UserError, match=r"smaller than 11 px.*\n  0000: output 20 x 10"):
         run(small)
     path = folders[0] / "0004.png"
     path.write_bytes(path.read_bytes()[:3000])
@@ -480,6 +481,27 @@ def test_what_inference_recorded_stands_in_the_results(folders):
         "sampler": "ddim", "steps": 50, "model": "abc",
     }  # fmt: skip
     assert table(Path(f"{folders[0]}-evaluation"))[1]["seconds"] == "0.250000"  # image 0000
+
+
+def test_records_belong_to_the_image_of_their_name(tmp_path):
+    pred = tmp_path / "out"
+    write(pred, G[:2], ["a", "out/a"])  # a folder below --pred may have its name
+    for place in (pred, Path("/old/place")):  # also after the folder has moved
+        lines = [{"output": str(place / f"{i}.png"), "seconds": s} for i, s in (("a", 1), ("out/a", 2), ("gone", 3))]
+        (pred / "manifest.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
+        found = {i: record["seconds"] for i, record in partners.records(pred, ["a", "b", "out/a"])}
+        assert found == {"a": 1, "out/a": 2}
+
+
+def test_a_page_is_made_anew_from_its_folder(prepared, folders, tmp_path):
+    for i in (6, 7):
+        (folders[0] / f"{i:04}.png").unlink()
+    evaluate.main([*arguments([folders[0]]), "--manifest", str(prepared), "--out", str(tmp_path / "eval")])
+    first = (tmp_path / "eval" / "report.html").read_bytes()
+    assert first.count(b'data-name="target"') == first.count(b'data-name="SAR"') == 6 and b"mean power" in first
+    (tmp_path / "eval" / "report.html").unlink()
+    remake.main([str(tmp_path / "eval")])
+    assert (tmp_path / "eval" / "report.html").read_bytes() == first
 
 
 def test_the_printed_table_fits_80_columns(folders, capsys):

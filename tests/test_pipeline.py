@@ -235,5 +235,5 @@ def test_a_regression_network_needs_one_step_and_no_noise(tmp_path):
 
 def test_the_pipeline_moves_and_shows_its_components():
     pipe = make()
-    assert set(pipe.components) == {"unet", "scheduler", "card"}
+    assert set(pipe.components) == {"unet", "scheduler", "card", "space"}
     assert pipe.to("cpu").device == torch.device("cpu") and pipe.num_bands == 1

@@ -6,10 +6,12 @@ import html.parser
 import io
 import json
 import math
+import os
 import re
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -76,7 +78,7 @@ def evaluation(folder, psnr, seed=0, **inputs):
         "metrics": {"psnr": metric(mean), "swd": metric(100.0, "lower", ci95=None, ci=None, warnings=["few images"])},
         "skipped": {"fid": {"reason": "absent", "expected": "W/x.pth", "command": "python w.py --fetch fid"}},
         "baselines": {"mean image": {"psnr": {"value": 9.87}}},
-        "inputs": given, "convention": "standard", "versions": {},
+        "inputs": given, "convention": "standard", "versions": {}, "curves": CURVES,
     }  # fmt: skip
     (out / "metrics.json").write_text(json.dumps(results))
     return out, pred, target, sar
@@ -122,6 +124,52 @@ def browse(file, script="", *options):
     assert done.returncode == 0, done.stderr
     answer = re.search(r'<pre id="said">(.*?)</pre>', done.stdout, re.DOTALL)
     return answer and answer[1], [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+
+
+def press(file, keys, expression):
+    """The value of a JavaScript expression after each of ``keys`` was pressed on the keyboard of a browser."""
+    read_in, write_in = os.pipe()
+    read_out, write_out = os.pipe()
+    options = ["--headless", "--no-sandbox", "--disable-gpu", "--remote-debugging-pipe", file.as_uri()]
+    command = ["bash", "-c", f'exec "$@" 3<&{read_in} 4>&{write_out}', "-", BROWSER, *options]
+    command.append(f"--user-data-dir={file.parent / 'keys'}")
+    browser = subprocess.Popen(command, pass_fds=(read_in, write_out), stderr=subprocess.DEVNULL)
+    os.close(read_in)
+    os.close(write_out)
+    try:
+        with open(write_in, "wb", buffering=0) as sink, open(read_out, "rb") as source:
+
+            def ask(method, session=None, **parameters):
+                message = {"id": 1, "method": method, "params": parameters} | (
+                    {"sessionId": session} if session else {}
+                )
+                sink.write(json.dumps(message).encode() + b"\0")
+                answer = {}
+                while "id" not in answer:  # events come between
+                    text = b"".join(iter(lambda: source.read(1), b"\0"))
+                    answer = json.loads(text)
+                return answer["result"]
+
+            (tab,) = [t for t in ask("Target.getTargets")["targetInfos"] if t["type"] == "page"]
+            session = ask("Target.attachToTarget", targetId=tab["targetId"], flatten=True)["sessionId"]
+
+            def value(expression):
+                answer = ask("Runtime.evaluate", session, expression=expression, returnByValue=True)
+                return answer["result"].get("value")
+
+            while value("document.readyState + location.protocol") != "completefile:":
+                time.sleep(0.05)
+            found = []
+            for key in keys:
+                for kind in ("keyDown", "keyUp"):
+                    code = {"ArrowLeft": 37, "ArrowRight": 39, "Home": 36, "End": 35, "Tab": 9, "Enter": 13}[key]
+                    text = {"text": "\r"} if key == "Enter" and kind == "keyDown" else {}
+                    ask("Input.dispatchKeyEvent", session, type=kind, key=key, windowsVirtualKeyCode=code, **text)
+                found.append(value(expression))
+            return found
+    finally:
+        browser.kill()
+        browser.wait()
 
 
 # markup and charts ---------------------------------------------------------------------------------------------------
@@ -286,7 +334,7 @@ CURVES = {"spectrum": {"frequency": [0.1, 0.2, 0.5], "pred": [9.0, 99.0, 0.0], "
 def test_the_page_of_an_evaluation_has_everything_and_needs_nothing(tmp_path):
     model = run_folder(tmp_path / "run")
     given = evaluation(tmp_path / "x", SCORES, steps=4, model=str(model / "model"), sampler=HOSTILE)
-    report.evaluation_page(*given, CURVES)
+    report.evaluation_page(given[0])
     elements = require_contained(given[0] / "report.html")
     for words in (
         "mean of dB",
@@ -315,7 +363,7 @@ def test_of_many_images_the_worst_the_median_and_the_best_are_shown(tmp_path):
     given = evaluation(tmp_path / "x", {})
     with open(given[0] / "per_image.csv", "a") as file:
         file.writelines(f"{name},{value},,,,\n" for name, value in scores.items())
-    report.evaluation_page(given[0], tmp_path, tmp_path, None, {})
+    report.evaluation_page(given[0])
     text = Elements((given[0] / "report.html").read_text()).text
     places = [int(p) for p in re.findall(r"(\d+) of 200 from the worst", text)]
     assert places == [*range(1, 21), *range(91, 111), *range(181, 201)]
@@ -331,7 +379,7 @@ def test_only_published_rows_of_the_same_kind_are_shown(tmp_path, monkeypatch):
     for table in (None, rows):
         if table:
             report.PUBLISHED.write_text(json.dumps({"about": "how to read", "rows": table}))
-        report.evaluation_page(*given, {})
+        report.evaluation_page(given[0])
         text = Elements((given[0] / "report.html").read_text()).text
         shown = all(words in text for words in ("same [1]", "[1] paper", "16.92", "dists\n", "0.23", "how to read"))
         assert shown == bool(table) and "other" not in text
@@ -416,7 +464,7 @@ def test_the_scrubber_shows_one_picture_at_a_time(tmp_path):
 @in_browser
 def test_the_slider_compares_the_chosen_pictures(tmp_path):
     given = evaluation(tmp_path / "x", SCORES)
-    report.evaluation_page(*given, CURVES)
+    report.evaluation_page(given[0])
     script = """
       const viewer = document.querySelector(".viewer"), range = viewer.querySelector("input"), log = [];
       const rows = [...document.querySelectorAll(".row")], over = viewer.querySelector(".over");
@@ -431,6 +479,20 @@ def test_the_slider_compares_the_chosen_pictures(tmp_path):
       say(log.join(" "));"""
     said, console = browse(given[0] / "report.html", script)
     assert (said, console) == ("true true true 25% true true true true true", [])
+
+
+@in_browser
+def test_the_slider_obeys_the_keyboard(tmp_path):
+    given = evaluation(tmp_path / "x", SCORES)
+    report.evaluation_page(given[0])
+    changed = given[0] / "focused.html"
+    first = "document.querySelector('.row button').focus();"
+    changed.write_text((given[0] / "report.html").read_text().replace("</body>", f"<script>{first}</script></body>"))
+    at = "document.querySelector('.viewer .stack').style.getPropertyValue('--at') + ' ' + document.activeElement.type"
+    keys = ["Enter", "ArrowRight", "ArrowRight", "ArrowLeft", "Home", "End", "Tab"]
+    found = press(changed, keys, at)
+    assert found[:6] == [f"{n}% range" for n in (50, 51, 52, 51, 0, 100)]  # the button opens, and gives it the focus
+    assert found[6] == "100% select-one"  # from the slider to the choice of pictures
 
 
 @in_browser

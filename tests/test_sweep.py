@@ -93,7 +93,7 @@ def test_the_numbers_are_those_of_infer_and_of_the_ordinary_evaluator(student, p
     run("--model", student, *pairs, "--seed", 3, "--resolution", 0, "--batch-size", 2, "--out", tmp_path / "out")
     argv = ["--model", student, "--input", pairs[1], "--output", tmp_path / "inferred", "--seed", 3, "--batch-size", 2]
     infer.main([str(a) for a in argv])
-    run("--pred", tmp_path / "inferred", *pairs, "--out", tmp_path / "again")
+    run("--pred", tmp_path / "inferred", "--model", student, *pairs, "--out", tmp_path / "again")
     first, second = (
         json.loads((tmp_path / p / "metrics.json").read_text()) for p in ("out/model-ddim-2", "again")
     )  # the model's own number of steps

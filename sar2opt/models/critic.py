@@ -17,6 +17,7 @@ from diffusers.models.unets.unet_2d import UNet2DModel
 from torch import Tensor, nn
 
 from ..config import UserError
+from .unet import OPT_CHANNELS
 
 _PATCH_SIDE = 24  # px: the smallest image of which PatchCritic leaves a logit
 _ENCODER = ("conv_in", "time_proj", "time_embedding", "down_blocks", "mid_block")
@@ -31,11 +32,13 @@ class PatchCritic(nn.Module):
     has no time input; t and t_prime are ignored, and without ``sees_x_t`` x_t may be None.
     """
 
-    def __init__(self, num_bands: int, sees_x_t: bool = False, width: int = 64, groups: int = 32):
+    def __init__(
+        self, num_bands: int, sees_x_t: bool = False, width: int = 64, groups: int = 32, channels: int = OPT_CHANNELS
+    ):
         super().__init__()
         self.sees_x_t = sees_x_t
         widths = (width, 2 * width, 4 * width, 8 * width)
-        layers: list[nn.Module] = [nn.Conv2d(3 + num_bands + 3 * sees_x_t, width, 4, 2, 1), nn.SiLU()]
+        layers: list[nn.Module] = [nn.Conv2d(channels + num_bands + channels * sees_x_t, width, 4, 2, 1), nn.SiLU()]
         for before, after, stride in zip(widths, widths[1:], (2, 2, 1), strict=False):
             layers += [nn.Conv2d(before, after, 4, stride, 1), nn.GroupNorm(groups, after), nn.SiLU()]
         self.net = nn.Sequential(*layers, nn.Conv2d(widths[-1], 1, 4, 1, 1))

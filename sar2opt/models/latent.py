@@ -208,6 +208,19 @@ def load_latent_unet(folder: Path) -> UNet2DConditionModel:
 
 
 @torch.no_grad()
+def narrow_output_(unet: UNet2DConditionModel) -> None:
+    """conv_out without the channels about the error; nothing where it has none."""
+    old = unet.conv_out
+    if old.out_channels == LATENT_CHANNELS:
+        return
+    unet.conv_out = nn.Conv2d(old.in_channels, LATENT_CHANNELS, 3, padding=1)
+    unet.conv_out.weight.copy_(old.weight[:LATENT_CHANNELS])
+    assert old.bias is not None and unet.conv_out.bias is not None
+    unet.conv_out.bias.copy_(old.bias[:LATENT_CHANNELS])
+    unet.register_to_config(out_channels=LATENT_CHANNELS)
+
+
+@torch.no_grad()
 def widen_input_(unet: UNet2DConditionModel, how: ConvIn) -> None:
     """conv_in from 4 to 8 channels, [z_sar, z_t]; nothing where it has 8. ``half_repeat``: the same filters on both, at
     half their size: what the base did, were both the same. ``zero_sar``: exactly the base, blind to the SAR."""
