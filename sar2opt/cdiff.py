@@ -1,5 +1,6 @@
 """What cdiff_train.py is configured by, and the set-up of its latent space (arXiv 2411.10788)."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple, Protocol
 
@@ -106,32 +107,47 @@ def check(cfg: Config) -> None:
 def build(cfg: Config, radiometry: SarRadiometry, own_model: Path) -> Latents:
     """Open and verify the base, then network, codec, prompt and noise; ``own_model``: where the run exports to."""
     cdiff, first = cfg.cdiff, cfg.model.init_from
-    revision = cdiff.revision or PINNED.get(cdiff.base)
-    base = latent.open_base(cdiff.base, revision, cfg.noise.timesteps)
     if first is not None:
         first = first / "model" if (first / "model" / CARD_FILE).is_file() else first
+    base = open_base(cdiff, cfg.noise.timesteps)
     info = confidence.INFO_CHANNELS[cdiff.loss]
-    scratch, dropout = cdiff.init == "scratch", cfg.model.dropout
-    unet = latent.build_unet(base, info, cdiff.conv_in, dropout, scratch, first)
+    unet = latent.build_unet(base, info, cdiff.conv_in, cfg.model.dropout, cdiff.init == "scratch", first)
     if cfg.model.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
-    prompt = latent.open_prompt(base, cdiff.prompt, [own_model, *([first] if first is not None else [])])
+    stored = [own_model, *([first] if first is not None else [])]
+    made = surround(unet, base, cdiff, cfg.noise, cfg.sample, radiometry, stored)
+    if first is not None:
+        _require_stage1(first, made.card.hashes, cdiff)
+    return made
+
+
+def open_base(cdiff: CDiffConfig, timesteps: int) -> Base:
+    """The base, verified; its revision is pinned where none is stated."""
+    return latent.open_base(cdiff.base, cdiff.revision or PINNED.get(cdiff.base), timesteps)
+
+
+def surround(
+    unet: UNet2DConditionModel, base: Base, cdiff: CDiffConfig, noise: LatentNoiseConfig, sample: LatentSampleConfig,
+    radiometry: SarRadiometry, stored_prompts: Sequence[Path] = (),
+) -> Latents:  # fmt: skip
+    """What belongs to a network on the base's latents: codec, prompt, noise, sampler and card."""
+    prompt = latent.open_prompt(base, cdiff.prompt, stored_prompts)
     three = ThreeBands.choose(radiometry.bands, cdiff.channels == "ratio", _limits(radiometry))
     space = LatentSpace(base.vae, prompt, three, cdiff.vae_dtype == "bf16")
-    noise, scheduler = _noise(cfg, base)
+    levels, scheduler = _noise(base, cdiff, noise, sample)
     hashes = {"vae": latent.digest(base.vae.state_dict()), "prompt": latent.digest({"prompt": prompt})}
     hashes["scheduler"] = latent.settings_digest(base.scheduler)
-    if first is not None:
-        _require_stage1(first, hashes, cdiff)
     card = LatentCard(
-        base=cdiff.base, revision=revision, prompt=cdiff.prompt, rule=three.rule, limits=three.limits,
-        loss=cdiff.loss, var_min=cdiff.var_min, var_max=cdiff.var_max, half_decoder=space.half_decoder,
-        auto_spacing=cfg.sample.spacing == "auto", hashes=hashes,
+        base=cdiff.base, revision=cdiff.revision or PINNED.get(cdiff.base), prompt=cdiff.prompt, rule=three.rule,
+        limits=three.limits, loss=cdiff.loss, var_min=cdiff.var_min, var_max=cdiff.var_max,
+        half_decoder=space.half_decoder, auto_spacing=sample.spacing == "auto", hashes=hashes,
     )  # fmt: skip
-    return Latents(unet, space, NoiseSchedule(noise), scheduler, card)
+    return Latents(unet, space, NoiseSchedule(levels), scheduler, card)
 
 
-def _noise(cfg: Config, base: Base) -> tuple[NoiseConfig, Scheduler]:
+def _noise(
+    base: Base, cdiff: CDiffConfig, stated: LatentNoiseConfig, sample: LatentSampleConfig
+) -> tuple[NoiseConfig, Scheduler]:
     """The base's noise, and the sampler for it. Its config is the truth, but for clipping: latents leave [-1, 1]."""
     ddim = DDIMScheduler.from_config(base.scheduler, clip_sample=False)
     assert isinstance(ddim, DDIMScheduler)
@@ -139,19 +155,19 @@ def _noise(cfg: Config, base: Base) -> tuple[NoiseConfig, Scheduler]:
         noise = NoiseConfig.from_scheduler(ddim.config)
     except (ValueError, KeyError) as error:
         raise UserError(f"cdiff.base={base.name}: scheduler/scheduler_config.json: {error}") from None
-    wanted = noise.prediction if cfg.noise.prediction == "from_base" else cfg.noise.prediction
-    if wanted != noise.prediction and cfg.cdiff.init != "scratch" and not cfg.cdiff.allow_prediction_change:
+    wanted = noise.prediction if stated.prediction == "from_base" else stated.prediction
+    if wanted != noise.prediction and cdiff.init != "scratch" and not cdiff.allow_prediction_change:
         raise UserError(
             f"noise.prediction={wanted}: the base {base.name} predicts {noise.prediction}; use from_base, or "
             "cdiff.init=scratch, or cdiff.allow_prediction_change=true if its weights shall be turned around"
         )
     noise = noise.model_copy(update={"prediction": wanted})
     ddim.register_to_config(prediction_type=diffusion.DIFFUSERS_NAMES[wanted])
-    if cfg.sample.spacing != "auto":
-        ddim.register_to_config(timestep_spacing=cfg.sample.spacing)
-    if cfg.sample.sampler == "ddim":
+    if sample.spacing != "auto":
+        ddim.register_to_config(timestep_spacing=sample.spacing)
+    if sample.sampler == "ddim":
         return noise, ddim
-    return noise, samplers.scheduler_from(dict(ddim.config), cfg.sample.sampler, bounded=False)
+    return noise, samplers.scheduler_from(dict(ddim.config), sample.sampler, bounded=False)
 
 
 def _limits(radiometry: SarRadiometry) -> tuple[tuple[float, float], ...]:

@@ -19,15 +19,19 @@ from diffusers.models.unets.unet_2d import UNet2DModel
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from torch import Tensor
 
-from . import checkpoint, samplers
+from . import checkpoint, confidence, samplers
+from .cdiff import CDiffConfig, LatentNoiseConfig, LatentSampleConfig, open_base, surround
 from .config import MachineError, UserError
 from .data import SarRadiometry
 from .diffusion import NoiseConfig
 from .models import EncoderCritic
+from .models.latent import LATENT_CHANNELS
+from .models.latent import unet_from as latent_unet_from
 from .models.unet import CONFIG_FILE, OPT_CHANNELS, fit_bands, read_weights, require_equal, shapes, unet_from
 from .pipeline import Card, SAR2OptPipeline
 
-ACD_STEPS, ACD_TEACHER_STEPS, GUIDED_STEPS = 8, 50, 250  # of the authors' own sampling; 50: ours, for their 1000
+# of the authors' own sampling; 50 of a teacher: ours, for their 1000
+ACD_STEPS, ACD_TEACHER_STEPS, GUIDED_STEPS, CDIFFSET_STEPS = 8, 50, 250, 50
 GROUPS, ACD_HEAD_DIM = 32, 8  # not in the weights
 Weights = dict[str, Tensor]
 
@@ -280,7 +284,46 @@ def _split_heads(rows: Tensor, heads: int) -> tuple[Tensor, ...]:
     return tuple(part.reshape(-1, *rows.shape[1:]).contiguous() for part in by_head.unbind(1))
 
 
-# both ----------------------------------------------------------------------------------------------------------------
+# C-DiffSET ------------------------------------------------------------------------------------------------------------
+
+WRAPPERS = re.compile(r"^(module\.|unet\.)+")  # of DistributedDataParallel, and of a module that holds the network
+# as its authors read SpaceNet 6: every image by itself, with the empty pixels
+QUAD = {"scale": "db", "norm": "percentile_image", "nodata": 0.0, "include_nodata": True}
+
+
+def cdiffset(path: Path, cdiff: CDiffConfig, bands: list[str] | None, resolution: int) -> Converted:
+    """A U-Net of KAIST-VICLab/C-DiffSET, one safetensors file; ``cdiff.base``: the Stable Diffusion that it was trained
+    from, for codec, prompt and noise. The weights tell the stage: stage 2 has a fifth output, the variance."""
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; expected the U-Net as one file, such as model.safetensors")
+    source = read_weights(path)
+    weights = {WRAPPERS.sub("", key): value for key, value in source.items()}
+    outputs = len(weights["conv_out.weight"]) if "conv_out.weight" in weights else 0
+    losses: dict[int, confidence.Loss] = {LATENT_CHANNELS: "mse", LATENT_CHANNELS + 1: "beta_nll"}
+    if outputs not in losses or len(weights) < len(source):
+        raise UserError(
+            f"{path}: no U-Net of C-DiffSET: expected conv_out.weight with 4 (stage 1) or 5 (stage 2) filters, found "
+            f"{outputs}; its keys begin {list(source)[:5]}"
+        )
+    cdiff = cdiff.model_copy(update={"loss": losses[outputs]})
+    base = open_base(cdiff, LatentNoiseConfig().timesteps)
+    settings = base.settings | {"in_channels": 2 * LATENT_CHANNELS, "out_channels": outputs}
+    unet = latent_unet_from(settings, weights, path)
+    own = QUAD if bands and len(bands) > 1 else {"scale": "uint8"}
+    radiometry = SarRadiometry.from_dict({"bands": bands or ["VV"], **own})
+    made = surround(unet, base, cdiff, LatentNoiseConfig(), LatentSampleConfig(), radiometry)
+    card = Card(
+        method="cdiff", sar=radiometry.to_dict(), resolution=resolution, sampler="ddim", steps=CDIFFSET_STEPS,
+        latent=made.card,
+    )  # fmt: skip
+    notes = [
+        f"network: {path}: stage {1 if losses[outputs] == 'mse' else '2, with confidence'}",
+        f"codec, prompt and noise: {base.folder or base.name}",
+    ]
+    return Converted(SAR2OptPipeline(unet, made.scheduler, card, made.space), notes + _summary(card))
+
+
+# all -----------------------------------------------------------------------------------------------------------------
 
 
 def _architecture(path: Path, weights: Weights) -> dict[str, Any]:
@@ -329,7 +372,8 @@ def _card(
 
 
 def _summary(card: Card) -> list[str]:
+    kind = "8 bit" if card.sar["scale"] == "uint8" else "floats as stored, 1st to 99th percentile of each image"
     return [
-        f"assumed: SAR of 8 bit, bands {', '.join(card.sar['bands'])}; trained at {card.resolution} px",
+        f"assumed: SAR of {kind}, bands {', '.join(card.sar['bands'])}; trained at {card.resolution} px",
         f"recommended: {card.sampler}, {card.steps} steps",
     ]

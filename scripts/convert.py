@@ -2,10 +2,13 @@
 
     python scripts/convert.py acd --input checkpoint-25001-lcm-adv --output models/acd
     python scripts/convert.py guided --input ema_0.9999_050000.pt --output models/guided [--heads 4] [--steps 2000]
+    python scripts/convert.py cdiffset --input model.safetensors --base SD_FOLDER --output models/cdiffset
 
 acd:    Coordi777/Accelerating-Diffusion-for-SAR-to-Optical-Image-Translation, safetensors as Accelerate or diffusers
         saved them: a checkpoint folder, the folder of its average (checkpoint_ema-N), or one file.
 guided: Coordi777/Conditional-Diffusion-for-SAR-to-Optical-Image-Translation, a state dict of guided-diffusion.
+cdiffset: KAIST-VICLab/C-DiffSET, the U-Net of either stage, one safetensors file; the Stable Diffusion that it was
+        trained from gives the rest. SpaceNet 6 weights need --bands HH HV VH VV.
 """
 
 import argparse
@@ -14,7 +17,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # also where the package is not installed
 
-from sar2opt import config, convert  # noqa: E402
+from sar2opt import cdiff, config, convert  # noqa: E402
 from sar2opt.convert import Converted  # noqa: E402
 from sar2opt.diffusion import BETAS, DIFFUSERS_NAMES, NoiseConfig  # noqa: E402
 
@@ -60,13 +63,28 @@ def guided(args: argparse.Namespace) -> Converted:
     return convert.guided(args.input, args.heads, args.steps, args.xstart, args.keep_rgb, args.bands, args.resolution)
 
 
+def cdiffset_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--base", default=cdiff.BASE, help="folder, or name on the hub (default: %(default)s)")
+    parser.add_argument("--revision", help="of a name on the hub; default: the authors' for the default base")
+    parser.add_argument("--prompt", default=cdiff.CDiffConfig().prompt, help="of its training (default: %(default)s)")
+
+
+def cdiffset(args: argparse.Namespace) -> Converted:
+    own = cdiff.CDiffConfig(base=args.base, revision=args.revision, prompt=args.prompt)
+    return convert.cdiffset(args.input, own, args.bands, args.resolution)
+
+
 def positive(text: str) -> int:
     if (value := int(text)) < 1:
         raise argparse.ArgumentTypeError(f"{text}: expected 1 or more")
     return value
 
 
-KINDS = {"acd": (acd_options, acd), "guided": (guided_options, guided)}
+KINDS = {
+    "acd": (acd_options, acd),
+    "guided": (guided_options, guided),
+    "cdiffset": (cdiffset_options, cdiffset),
+}
 
 
 if __name__ == "__main__":

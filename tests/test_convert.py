@@ -2,14 +2,18 @@
 
 import json
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
 from accelerate import Accelerator
 
-from sar2opt import convert
+import cdiff_train
+from sar2opt import cdiff, convert
 from sar2opt.config import UserError
+from sar2opt.data import SarRadiometry, open_data
 from sar2opt.diffusion import NoiseConfig
+from sar2opt.draws import Draws
 from sar2opt.models import EncoderCritic, UNetConfig, build_unet
 from sar2opt.models.unet import unet_from
 from sar2opt.pipeline import SAR2OptPipeline
@@ -17,6 +21,7 @@ from sar2opt.samplers import ancestral_step
 from scripts import convert as script
 
 from .guided import UNetModel, random_unet
+from .launch import ROOT, tiny_base
 
 ACD = UNetConfig(
     block_out_channels=(32, 64), down_block_types=("DownBlock2D", "AttnDownBlock2D"),
@@ -378,3 +383,82 @@ def test_an_unknown_command_ends_with_usage(words, capsys):
     with pytest.raises(SystemExit) as stopped:
         run(*words)
     assert stopped.value.code == 2 and "usage" in capsys.readouterr().err
+
+
+# C-DiffSET ------------------------------------------------------------------------------------------------------------
+
+
+def latent_training(loss):
+    """What a training on the tiny base builds, with noise where a new head has zeros."""
+    settings = {"base": str(tiny_base()), "loss": loss}
+    cfg = cdiff_train.Config.model_validate(
+        {"run": {"name": "x", "max_steps": 4}, "data": {"layout": "generated", "resolution": 32}, "cdiff": settings}
+    )
+    made = cdiff.build(cfg, open_data(cfg.data).radiometry, ROOT / "none")
+    torch.manual_seed(0)
+    with torch.no_grad():
+        made.unet.conv_out.weight.add_(0.05 * torch.randn_like(made.unet.conv_out.weight))
+    return made
+
+
+@pytest.mark.parametrize("wrapper", ["", "module.", "unet.", "module.unet."])
+@pytest.mark.parametrize("loss", ["mse", "beta_nll"])
+def test_a_network_of_cdiffset_becomes_a_folder_that_translates(tmp_path, capsys, loss, wrapper):
+    made = latent_training(loss)
+    file = tmp_path / "model.safetensors"
+    write(file, {f"{wrapper}{key}": value for key, value in made.unet.state_dict().items()})
+    run("cdiffset", "--input", file, "--base", tiny_base(), "--output", tmp_path / "out", "--resolution", 32)
+    printed = capsys.readouterr().out
+    assert ("2, with confidence" in printed) == (loss == "beta_nll") and "recommended: ddim, 50 steps" in printed
+    pipe = SAR2OptPipeline.from_pretrained(tmp_path / "out")
+    assert equal(made.unet, pipe.unet.state_dict())
+    assert pipe.card.latent == made.card  # base, prompt, rule, loss, and the hashes of codec, prompt and noise
+    assert pipe.scheduler.to_json_string() == made.scheduler.to_json_string()
+    own = SAR2OptPipeline(made.unet.eval(), made.scheduler, pipe.card, made.space)
+    sar = inputs(1)[0].clamp(-1, 1)
+    expected, found = (p(sar, num_inference_steps=3, output_type="pt").images for p in (own, pipe))
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
+    if loss == "beta_nll":
+        assert pipe.confident(sar, Draws(0, ["a", "b"], "cpu"), 3)[1].values.std() > 0
+
+
+def test_four_polarisations_are_stretched_as_its_authors_do(tmp_path):
+    file = tmp_path / "model.safetensors"
+    write(file, latent_training("mse").unet.state_dict())
+    bands = ("--bands", "HH", "HV", "VH", "VV")
+    run("cdiffset", "--input", file, "--base", tiny_base(), "--output", tmp_path / "out", *bands)
+    card = SAR2OptPipeline.from_pretrained(tmp_path / "out").card
+    assert card.latent.rule == "quad"
+    pixels = np.zeros((4, 100, 100), np.float32)  # datasets.md: 4,000 zeros and 0.01 .. 60.00 have 0 and 59.0001
+    pixels[:, 40:] = np.arange(1, 6001, dtype=np.float32).reshape(60, 100) / 100
+    x = SarRadiometry.from_dict(card.sar).normalise(pixels)
+    assert x[0, -1, -1] == 1
+    assert x[0, 50, 50].item() == pytest.approx(2 * pixels[0, 50, 50] / 59.0001 - 1, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda w: {k: v for k, v in w.items() if "mid_block" not in k}, "not the configured network"),
+        (lambda w: w | {"extra.weight": torch.zeros(3)}, "extra.weight"),
+        (lambda w: w | {"conv_in.weight": w["conv_in.weight"][:, :4]}, "conv_in.weight"),
+        (lambda w: w | {"conv_out.weight": w["conv_out.weight"][:3]}, "4 \\(stage 1\\) or 5 \\(stage 2\\) filters"),
+        (lambda w: w | {"module.conv_in.weight": w["conv_in.weight"].clone()}, "no U-Net of C-DiffSET"),
+        (lambda w: {"a": torch.zeros(2)}, "no U-Net of C-DiffSET"),
+    ],
+)
+def test_what_is_no_network_of_cdiffset_is_refused(tmp_path, edit, message):
+    file = tmp_path / "model.safetensors"
+    write(file, edit(latent_training("mse").unet.state_dict()))
+    with pytest.raises(UserError, match=message):
+        run("cdiffset", "--input", file, "--base", tiny_base(), "--output", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_cdiffset_says_what_it_misses(tmp_path):
+    with pytest.raises(UserError, match="no such file"):
+        run("cdiffset", "--input", tmp_path / "no.safetensors", "--base", tiny_base(), "--output", tmp_path / "out")
+    file = tmp_path / "model.safetensors"
+    write(file, latent_training("mse").unet.state_dict())
+    with pytest.raises(UserError, match="cdiff.base=nowhere"):
+        run("cdiffset", "--input", file, "--base", "nowhere", "--output", tmp_path / "out")
