@@ -60,6 +60,19 @@ def test_the_legacy_convention_has_its_reference_values(output, psnr, ssim, scc)
     assert metrics.legacy_cdiffset(A, output) == pytest.approx((psnr, ssim, scc), abs=1e-4)  # float32
 
 
+@pytest.mark.parametrize(
+    ("grey", "standard", "legacy"),
+    [(0.5, 20.01, 14.51), (0.3, 20.13, 16.44), (0.2, 20.47, 19.27), (0.15, 20.83, 21.34)],
+)
+def test_the_legacy_stretch_is_no_constant_offset(grey, standard, legacy):
+    random = np.random.RandomState(0)
+    image = np.clip(grey + 0.1 * random.standard_normal((256, 256, 3)), 0, 1)
+    noisy = np.clip(image + 0.1 * random.standard_normal(image.shape), 0, 1)
+    a, b = (np.rint(255 * x).astype(np.uint8) for x in (image, noisy))
+    assert metrics.psnr(a, b) == pytest.approx(standard, abs=0.05)
+    assert metrics.legacy_cdiffset(a, b)[0] == pytest.approx(legacy, abs=0.06)
+
+
 def test_an_identical_pair_has_a_finite_legacy_psnr():
     assert metrics.legacy_cdiffset(A, A) == pytest.approx((100, 1, 1), abs=1e-4)
 
@@ -76,13 +89,22 @@ def test_psnr_agrees_with_scikit_image_and_not_with_a_pooled_error():
 
 
 def test_other_recipes_of_ssim_have_other_values():
+    import sewar
     from skimage.metrics import structural_similarity
     from torchmetrics.functional.image import structural_similarity_index_measure
 
     assert metrics.ssim_uniform7(A, B) == pytest.approx(0.814563, abs=1e-5)
     assert metrics.ssim_uniform7(A, B) == structural_similarity(A, B, data_range=255, channel_axis=2)
     assert metrics.ssim_torchmetrics(A, B) == pytest.approx(0.768335, abs=1e-5)
+    gaussian = {"data_range": 255, "gaussian_weights": True, "sigma": 1.5}
+    sample = structural_similarity(A, B, channel_axis=2, use_sample_covariance=True, **gaussian)
+    assert sample == pytest.approx(0.766739, abs=1e-6)
+    grey = [image @ np.array([0.299, 0.587, 0.114]) for image in (A, B)]
+    assert structural_similarity(*grey, use_sample_covariance=False, **gaussian) == pytest.approx(0.792191, abs=1e-6)
+    assert sewar.ssim(A, B)[0] == pytest.approx(0.876015, abs=1e-6)
     x, y = (torch.from_numpy(image).double().permute(2, 0, 1)[None] for image in (B, A))
+    signed = structural_similarity_index_measure(x / 127.5 - 1, y / 127.5 - 1, data_range=2.0)
+    assert float(signed) == pytest.approx(0.741099, abs=1e-6)
     _, full = structural_similarity_index_measure(x, y, data_range=255.0, return_full_image=True)
     assert float(full[..., 5:-5, 5:-5].mean()) == pytest.approx(metrics.ssim(A, B), abs=1e-6)
 
@@ -96,7 +118,7 @@ def test_scc_agrees_with_sewar_and_with_torchmetrics_on_integers():
     x, y = (torch.from_numpy(image).double().permute(2, 0, 1)[None] for image in (F, E))
     assert metrics.scc(E, F) == pytest.approx(float(spatial_correlation_coefficient(x, y)), abs=1e-5)
     noisy = float(spatial_correlation_coefficient((x / 255).float(), (y / 255).float()))
-    assert noisy > 0.4, "flat areas correlate rounding noise on [0, 1]: the reason for integers"
+    assert noisy == pytest.approx(0.449109, abs=1e-3)  # flat areas correlate rounding noise: the reason for integers
 
 
 def test_ssim_agrees_with_scikit_image():

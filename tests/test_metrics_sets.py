@@ -30,6 +30,7 @@ def test_the_sliced_distance_has_its_reference_values():
 def test_only_the_targets_norm_sees_a_colour_cast():
     cast = (T + 20).astype(np.uint8)
     assert distances.swd(T, cast) == pytest.approx([0, 0, 544.104], abs=1e-3)
+    assert np.mean(distances.swd(T, cast)) == pytest.approx(181.3680, abs=1e-3)
     assert distances.swd(T, cast, own_norm=True) == pytest.approx([0, 0, 0], abs=1e-3)
 
 
@@ -124,6 +125,19 @@ def test_the_frechet_distance_has_its_reference_values():
     random = np.random.RandomState(2)
     u, v = random.standard_normal((20, 64)), random.standard_normal((24, 64)) + 0.2  # fewer samples than dimensions
     assert distances.frechet(u, v) == pytest.approx(80.792989, abs=1e-5)
+    assert scipys_frechet(u, v) == pytest.approx(80.792987, abs=1e-5)
+
+
+# a sample of one distribution against another, as a share of the trace: FID of different n are not comparable
+@pytest.mark.parametrize(
+    ("n", "share"), [(50, 1.07), (200, 0.69), (627, 0.42), (1000, 0.31), (2000, 0.17), (4000, 0.087), (10_000, 0.035)]
+)
+def test_the_frechet_distance_of_equals_falls_with_their_number_and_kid_does_not(n, share):
+    random, scale = np.random.RandomState(0), np.sqrt(1 / np.arange(1, 2049))
+    a, b = (random.standard_normal((n, 2048)) * scale for _ in range(2))
+    assert distances.frechet(a, b) / (scale**2).sum() == pytest.approx(share, rel=0.03)
+    if n <= 1000:  # blocks of n x n take long above
+        assert abs(distances.kid(a, b)) < 2e-4
 
 
 @pytest.mark.parametrize("n", [9, 40])
@@ -140,12 +154,15 @@ def test_both_ways_to_the_frechet_distance_agree_and_are_symmetric():
     assert distances.frechet(x, x[::-1]) == pytest.approx(0, abs=1e-10)
 
 
-def test_the_frechet_distance_agrees_with_scipys_matrix_root():
+def scipys_frechet(x, y):
     from scipy.linalg import sqrtm
 
     a, b = np.cov(x.T), np.cov(y.T)
-    expected = ((x.mean(0) - y.mean(0)) ** 2).sum() + np.trace(a + b - 2 * sqrtm(a @ b).real)
-    assert distances.frechet(x, y) == pytest.approx(expected, abs=1e-9)
+    return ((x.mean(0) - y.mean(0)) ** 2).sum() + np.trace(a + b - 2 * sqrtm(a @ b).real)
+
+
+def test_the_frechet_distance_agrees_with_scipys_matrix_root():
+    assert distances.frechet(x, y) == pytest.approx(scipys_frechet(x, y), abs=1e-9)
 
 
 def test_kid_has_its_reference_values_and_is_symmetric():
@@ -153,6 +170,14 @@ def test_kid_has_its_reference_values_and_is_symmetric():
     assert distances.kid(y, x) == pytest.approx(1.117741371105, abs=1e-10)
     assert distances.kid(x, y[:50]) == pytest.approx(1.058315625673, abs=1e-10)
     assert distances.kid(x[:25], x[25:]) == pytest.approx(0.020359753425, abs=1e-10)
+
+
+def test_the_kid_of_torchmetrics_is_wrong_for_unequal_sizes():
+    import torch
+    from torchmetrics.image.kid import poly_mmd
+
+    assert float(poly_mmd(torch.from_numpy(x), torch.from_numpy(y))) == pytest.approx(1.8116, abs=1e-4)
+    assert float(poly_mmd(torch.from_numpy(x), torch.from_numpy(y[:50]))) == pytest.approx(1.058316, abs=1e-6)
 
 
 def test_kid_does_not_depend_on_its_blocks(monkeypatch):
