@@ -49,13 +49,15 @@ def run_page(run_folder: Path) -> None:
     """Write ``run_folder/report.html``: what the logs, the pictures and the config of a run say, however far it got."""
     logs = {name: read_log(run_folder / f"{name}.jsonl") for name in ("log", "metrics", "timing")}
     rows, validation, timing = (good for good, _ in logs.values())
-    frames, unreadable = sample_pictures(run_folder / "samples")
+    frames, unreadable = sample_pictures(run_folder / "samples", "step")
+    behind, lost = sample_pictures(run_folder / "samples", "behind")
     sections = {
-        "Notes": page.notes([*_complaints(logs), *unreadable]),
+        "Notes": page.notes([*_complaints(logs), *unreadable, *lost]),
         "Validation": join([_last_and_best(validation), charts.grid(_validation(validation))]),
         "Training": join([charts.grid(_training(rows)), tag("p", FAINT_AND_STRONG, class_="dim")]) if rows else Html(),
         "Loss by noise level": charts.grid([*_levels(rows, "training"), *_levels(validation, "validation")]),
         "Samples": page.scrubber(frames),
+        "Behind the loss": page.scrubber(behind),
         "Time": charts.grid([_one(timing, key) for key in _scalars(timing)]),
         **_settings(run_folder),
     }
@@ -176,13 +178,14 @@ def xy(rows: list[Row], key: str) -> tuple[list[float], list[float]]:
     return [a for a, _ in kept], [b for _, b in kept]
 
 
-def sample_pictures(folder: Path) -> tuple[dict[str, str], list[str]]:
-    """Sample pictures by caption, evenly thinned to what a page can hold, the newest kept; and what is unreadable."""
-    files, bad = sorted(folder.glob("step-????????.png")), []
+def sample_pictures(folder: Path, kind: str) -> tuple[dict[str, str], list[str]]:
+    """The pictures KIND-STEP.png by caption, evenly thinned to what a page can hold, the newest kept; and what is
+    unreadable."""
+    files, bad = sorted(folder.glob(f"{kind}-????????.png")), []
     encoded: dict[str, str] = {}
     for file in _spread(files, FRAMES):
         try:
-            encoded[f"step {int(file.stem[5:])}"] = sheet(file)
+            encoded[f"step {int(file.stem.removeprefix(f'{kind}-'))}"] = sheet(file)
         except OSError as error:
             bad.append(f"samples/{file.name}: left out: {error}")
     names = [*encoded]

@@ -3,10 +3,10 @@
     python scripts/confidence_trial.py [--out runs/confidence-trial] [key=value ...]
 
 Trains a small codec, then both stages of cdiff_train.py (configs/cdiff/trial.yaml; key=value goes to both), on pairs in
-which houses, clearings and ships show in one of the two images only. Then, on pairs it has never seen: how often has a
-changed pixel less confidence than an unchanged one (ROC AUC, 0.5 is chance), given the true z_t at one timestep. The
-control is the same places in the same scenes without the changes: what the kind of place alone explains. Writes
-trial.json and trial.png; stopped half-way, the same command goes on.
+which houses, clearings and ships show in one of the two images only. Then, on pairs of another seed: how often has a
+changed pixel less confidence than an unchanged one (ROC AUC, 0.5 is chance), given the true z_t at one timestep; of all
+changes, and of those in one image alone. The control is the same places in the same scenes without the changes: what
+the kind of place alone explains. Writes trial.json and trial.png; stopped half-way, the same command goes on.
 """
 
 import argparse
@@ -24,6 +24,7 @@ from torch import Tensor
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))  # also where the package is not installed
 
+import cdiff_train  # noqa: E402
 from sar2opt import checkpoint, confidence, config, heatmap, images  # noqa: E402
 from sar2opt.data import DataConfig, SarRadiometry, open_data  # noqa: E402
 from sar2opt.data.generated import GeneratedPairs  # noqa: E402
@@ -32,8 +33,9 @@ from sar2opt.draws import Draws  # noqa: E402
 from sar2opt.models import LatentSpace, latent, tiny  # noqa: E402
 from sar2opt.pipeline import SAR2OptPipeline  # noqa: E402
 
+CONFIG = "configs/cdiff/trial.yaml"
 CODEC_STEPS, CODEC_BATCH = 500, 8
-IMAGES, CHANGES, NOISES, SHOWN = 48, 2, 8, 6
+IMAGES, SEED, NOISES, SHOWN = 48, 1, 8, 6
 LEVELS, SHOWN_LEVEL = (100, 250, 481, 700), 481  # 481: where infer.py reads the confidence, in the middle of 50 steps
 
 
@@ -45,38 +47,39 @@ def main(argv: list[str]) -> None:
     parser.add_argument("override", metavar="key=value", nargs="*")
     args = parser.parse_args(argv)
     out = args.out.resolve()
-    if not (out / "base" / latent.PROMPT_FILE).exists():
-        train_codec(out / "base")
     shared = [f"run.dir={out}", f"cdiff.base={out / 'base'}", f"data.cache_dir={out / 'latents'}"]
+    cfg = config.load(cdiff_train.Config, ROOT / CONFIG, [*shared, *args.override])
+    if not (out / "base" / latent.PROMPT_FILE).exists():
+        train_codec(out / "base", cfg.data)
     stages = {"stage1": [], "stage2": [f"model.init_from={out / 'stage1'}", "cdiff.loss=beta_nll"]}
     for name, own in stages.items():
-        command = ["cdiff_train.py", "configs/cdiff/trial.yaml", *shared, f"run.name={name}", *own, *args.override]
+        command = ["cdiff_train.py", CONFIG, *shared, f"run.name={name}", *own, *args.override]
         if code := subprocess.run([sys.executable, *command], cwd=ROOT).returncode:
             sys.exit(code if code > 0 else 128 - code)
     pipe = SAR2OptPipeline.from_pretrained(out / "stage2")
-    results, shown = measure(pipe)
+    results, shown = measure(pipe, cfg.data)
     checkpoint.put(out / "trial.json", json.dumps(results, indent=1).encode())
     checkpoint.put(out / "trial.png", images.png(images.contact_sheet(*shown)))
-    print(f"{'t':>5}{'AUC':>8}{'control':>9}")
+    print(f"{'t':>5}{'AUC':>8}{'control':>9}{'SAR only':>10}{'optical only':>14}")
     for t, row in results["levels"].items():
-        print(f"{t:>5}{row['auc']:8.3f}{row['control']:9.3f}")
-    print(f"from the SAR alone, as infer.py --confidence has it: {results['from_sar_alone']:.3f}")
+        print(f"{t:>5}{row['auc']:8.3f}{row['control']:9.3f}{row['sar_only']:10.3f}{row['opt_only']:14.3f}")
+    print(f"from the SAR alone, as infer.py --confidence, of what the SAR shows: {results['from_sar_alone']:.3f}")
     print(f"{out / 'trial.json'} and {out / 'trial.png'}")
 
 
-def train_codec(folder: Path) -> None:
-    """A codec of factor 4 on generated SAR and optical images, and a small U-Net with random weights."""
+def train_codec(folder: Path, data: DataConfig) -> None:
+    """A codec of factor 2 on generated SAR and optical images, and a small U-Net with random weights that predicts v:
+    epsilon would hardly train the noisiest levels, where all that is known comes from the SAR."""
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
     torch.manual_seed(0)
     vae = cast(Any, AutoencoderKL)(  # its annotations are tuples of one
-        in_channels=3, out_channels=3, latent_channels=4, block_out_channels=(8, 16, 32), layers_per_block=1,
-        down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3, norm_num_groups=8,
+        in_channels=3, out_channels=3, latent_channels=4, block_out_channels=(8, 16), layers_per_block=1,
+        down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2, norm_num_groups=8,
         sample_size=64, mid_block_add_attention=False,
     )  # fmt: skip
-    cfg = {"layout": "generated", "resolution": 64, "generated": {"train": 4096, "val": 0, "test": 0, "changes": 2}}
-    pairs = open_data(DataConfig.model_validate(cfg)).train
+    pairs = open_data(data).train
     optimizer = torch.optim.AdamW(vae.parameters(), lr=4e-3)
     begin = time.process_time()
     for step in range(CODEC_STEPS):
@@ -96,23 +99,28 @@ def train_codec(folder: Path) -> None:
         scale = 1 / torch.cat([vae.encode(x, return_dict=False)[0].mode()]).std().item()  # pyright: ignore
     vae.register_to_config(scaling_factor=scale)
     unet = UNet2DConditionModel(
-        sample_size=16, in_channels=4, out_channels=4, block_out_channels=(48, 64), layers_per_block=1,
-        down_block_types=("DownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "UpBlock2D"),
+        sample_size=32, in_channels=4, out_channels=4, block_out_channels=(32, 64, 64), layers_per_block=1,
+        down_block_types=("DownBlock2D",) * 3, up_block_types=("UpBlock2D",) * 3,
         mid_block_type="UNetMidBlock2D", cross_attention_dim=tiny.TEXT_WIDTH, attention_head_dim=8, norm_num_groups=8,
     )  # fmt: skip
     vae.save_pretrained(folder / "vae")
     unet.save_pretrained(folder / "unet")
     (folder / "scheduler").mkdir()
-    checkpoint.put(folder / "scheduler/scheduler_config.json", json.dumps(tiny.SCHEDULER).encode())
+    scheduler = tiny.SCHEDULER | {"prediction_type": "v_prediction"}
+    checkpoint.put(folder / "scheduler/scheduler_config.json", json.dumps(scheduler).encode())
     (folder / "prompt").mkdir()
     checkpoint.put(folder / latent.PROMPT_FILE, latent.prompt_bytes("none", torch.zeros(1, 1, tiny.TEXT_WIDTH)))
 
 
 @torch.no_grad()
-def measure(pipe: SAR2OptPipeline) -> tuple[dict[str, Any], tuple[dict[str, Tensor], list[str]]]:
+def measure(pipe: SAR2OptPipeline, data: DataConfig) -> tuple[dict[str, Any], tuple[dict[str, Tensor], list[str]]]:
     """AUC by timestep with its control, and the columns and labels of the picture."""
-    changed, plain = (GeneratedPairs("test", IMAGES, 64, 0, 4.0, ("VV",), "uint8", n) for n in (CHANGES, 0))
-    masks = np.stack([changed.mask(i) for i in range(IMAGES)])
+    size, looks, bands, scale = data.resolution, data.generated.looks, data.sar.bands, data.sar.scale
+    changed, plain = (
+        GeneratedPairs("test", IMAGES, size, SEED, looks, bands, scale, n) for n in (data.generated.changes, 0)
+    )
+    sides = np.stack([changed.sides(i) for i in range(IMAGES)], axis=1)  # [2,IMAGES,H,W]
+    masks = sides.any(0)
     sar, opt = tensors(pipe, changed)
     space, found, maps = pipe.space, {}, {}
     assert isinstance(space, LatentSpace)
@@ -120,12 +128,17 @@ def measure(pipe: SAR2OptPipeline) -> tuple[dict[str, Any], tuple[dict[str, Tens
     for t in LEVELS:
         scores = {name: log_variance(pipe, space, *pair, t) for name, pair in latents.items()}
         maps[t] = {name: score.mean(0) for name, score in scores.items()}
-        auc, control = (roc_auc(maps[t][name], masks) for name in ("changed", "plain"))
-        found[str(t)] = {"auc": auc, "control": control, "one_noise": roc_auc(scores["changed"][0], masks)}
+        seen = maps[t]["changed"]
+        found[str(t)] = {
+            "auc": roc_auc(seen, masks), "control": roc_auc(maps[t]["plain"], masks),
+            "one_noise": roc_auc(scores["changed"][0], masks),
+            "sar_only": one_side(seen, *sides), "opt_only": one_side(seen, *sides[::-1]),
+        }  # fmt: skip
     sampled = pipe.confident(sar, Draws(0, changed.ids, "cpu"))[1].values.numpy()
     results = {
-        "images": IMAGES, "changes": CHANGES, "noises": NOISES, "changed_share": float(masks.mean()),
-        "levels": found, "from_sar_alone": roc_auc(-sampled, masks),
+        "images": IMAGES, "changes": data.generated.changes, "looks": looks, "noises": NOISES,
+        "changed_share": float(masks.mean()),
+        "levels": found, "from_sar_alone": one_side(-sampled, *sides),
     }  # fmt: skip
     columns = {
         "SAR": sar[:SHOWN], "optical": opt[:SHOWN],
@@ -159,6 +172,12 @@ def roc_auc(score: np.ndarray, positive: np.ndarray) -> float:
     ranks[np.argsort(score, axis=None)] = np.arange(score.size)
     inside = positive.ravel()
     return float((ranks[inside].mean() - (inside.sum() - 1) / 2) / (~inside).sum())
+
+
+def one_side(score: np.ndarray, here: np.ndarray, there: np.ndarray) -> float:
+    """ROC AUC of changes that show ``here``, among all pixels but those that changed ``there`` alone."""
+    counted = here | ~there
+    return roc_auc(score[counted], here[counted])
 
 
 def heat(log_var: np.ndarray) -> Tensor:

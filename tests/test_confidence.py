@@ -140,7 +140,10 @@ def test_the_best_variance_is_the_squared_error_and_the_weight_has_no_gradient()
         var = torch.full((1, 1, 1, 1), 0.25, dtype=torch.float64, requires_grad=True)
         r = torch.full((1, 4, 1, 1), 0.5, dtype=torch.float64)
         (gradient,) = gradients(beta_nll(r, var, torch.tensor([power], dtype=torch.float64)).mean(), var)
-        assert gradient.item() == pytest.approx(0, abs=1e-15)  # +0.726 for 0.5 and 1 if the weight were not detached
+        assert gradient.item() == pytest.approx(0, abs=1e-15)
+        attached = (var**power * beta_nll(r, var, torch.zeros(1, dtype=torch.float64))).sum()
+        (mutant,) = gradients(attached, var)
+        assert mutant.item() == pytest.approx(0.72579 if power else 0, abs=1e-5)  # what the test would see
 
 
 @pytest.mark.parametrize("power", [0.0, 0.5, 1.0])
@@ -175,6 +178,7 @@ def test_two_laplacians_at_the_start_and_on_the_arrays(arrays):
     assert laplace2(zero, zero).mean().item() == pytest.approx(0.688155492, abs=1e-9)
     assert math.log(2) - math.log(math.cosh(0.1)) == pytest.approx(0.688155492, abs=1e-9)
     assert laplace2(eps - hat, zero).mean().item() == pytest.approx(1.5353348763, abs=1e-9)
+    assert math.log(2) + (eps - hat).abs().mean().item() == pytest.approx(1.5332263884, abs=1e-9)  # near a pure L1
     assert laplace2(eps - hat, info).mean().item() == pytest.approx(1.5451069022, abs=1e-9)
 
 

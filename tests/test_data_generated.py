@@ -82,11 +82,12 @@ def test_changes_show_in_one_image_only_and_leave_the_rest_its_bits():
     plain, planted = pairs(**both, count=20), pairs(**both, count=20, changes=3)
     shares, one_sided = [], 0
     for i in range(20):
-        mask = planted.mask(i)
+        mask, sides = planted.mask(i), planted.sides(i)
         (sar, opt), (sar_then, opt_then) = planted.pixels(i), plain.pixels(i)
         in_sar, in_opt = (sar != sar_then).any(0), (opt != opt_then).any(0)
         differs = in_sar | in_opt
         assert not (differs & ~mask).any() and in_sar.any() and in_opt.any()
+        assert not (in_sar & ~sides[0]).any() and not (in_opt & ~sides[1]).any() and (mask == sides.any(0)).all()
         shares.append(differs.sum() / mask.sum())
         one_sided += (in_sar & ~in_opt).sum() + (in_opt & ~in_sar).sum()
     assert np.mean(shares) > 0.97  # the rest is lost in the noise floor or in rounding
@@ -113,14 +114,19 @@ def test_changes_are_a_function_of_seed_split_and_index():
 
 
 def test_each_kind_of_change_stands_where_it_belongs():
-    """On water a ship, never soil; on land houses with height, or another field without; never on the shore's water."""
+    """On water a ship, never soil; houses with height on open land; bare soil in forest and town; and a house keeps off
+    the water beside it."""
     seen = {}
-    for cover in (g.WATER, g.FOREST, g.SOIL):
+    for cover in (g.WATER, g.FOREST, g.GRASS):
         before = ground(np.full((48, 48), cover, np.uint8))
         after = [g.change(np.random.default_rng(k), before, before) for k in range(20)]
         seen[cover] = {int(c) for a in after for c in np.unique(a.cover)} - {cover}
         assert all((a.cover != cover).any() and ((a.height > 0) == (a.cover == g.ROOF)).all() for a in after)
-    assert seen == {g.WATER: {g.ROOF}, g.FOREST: {g.ROOF, g.ROAD, g.SOIL}, g.SOIL: {g.ROOF, g.ROAD, g.CROP}}
+    assert seen == {g.WATER: {g.ROOF}, g.FOREST: {g.SOIL}, g.GRASS: {g.ROOF, g.ROAD}}
+    town = ground(np.full((48, 48), g.ROOF, np.uint8))._replace(height=np.full((48, 48), 10, np.float32))
+    after = g.change(np.random.default_rng(0), town, town)
+    gone = after.cover == g.SOIL
+    assert gone.any() and ((after.height == 0) == gone).all()
     shore = ground(np.where(np.arange(48) < 24, g.WATER, g.GRASS).astype(np.uint8)[None].repeat(48, 0))
     for k in range(40):
         after = g.change(np.random.default_rng(k), shore, shore)

@@ -305,15 +305,26 @@ def test_many_pictures_are_thinned_evenly_and_the_newest_stays(tmp_path, monkeyp
     for step in range(1, 101):
         picture(tmp_path / f"step-{step:08d}.png", step, 8)
     (tmp_path / "step-00000100.png").write_bytes(b"half")
-    frames, bad = report.sample_pictures(tmp_path)
+    frames, bad = report.sample_pictures(tmp_path, "step")
     assert len(frames) == report.FRAMES - 1 and len(bad) == 1 and "step-00000100.png" in bad[0]
     picture(tmp_path / "step-00000100.png", 100, 8)
-    whole = sum(map(len, report.sample_pictures(tmp_path)[0].values()))
+    whole = sum(map(len, report.sample_pictures(tmp_path, "step")[0].values()))
     monkeypatch.setattr(report, "FRAME_BYTES", whole // 3)
-    frames, _ = report.sample_pictures(tmp_path)
+    frames, _ = report.sample_pictures(tmp_path, "step")
     steps = [int(name.split()[1]) for name in frames]
     assert sum(map(len, frames.values())) <= whole // 3 and len(frames) >= 6 and steps[-1] == 100
     assert max(np.diff(steps)) <= 2.5 * min(np.diff(steps)) and f"({len(frames)} of 100 pictures)" in [*frames][0]
+
+
+def test_the_pictures_behind_the_loss_have_a_section_of_their_own(tmp_path):
+    folder = run_folder(tmp_path / "run")
+    report.run_page(folder)
+    assert "Behind the loss" not in (folder / "report.html").read_text()
+    for step in (20, 40):
+        picture(folder / "samples" / f"behind-{step:08d}.png", step, 8)
+    report.run_page(folder)
+    text = Elements((folder / "report.html").read_text()).text
+    assert "step 40 (2 of 2 pictures)" in text[text.index("Behind the loss") :]
 
 
 def test_the_command_makes_the_page_and_refuses_other_folders(tmp_path):

@@ -70,9 +70,13 @@ class GeneratedPairs:
         sar = sar[[POLARISATIONS.index(band) for band in self.bands]]
         return (stretched(sar) if self.scale == "uint8" else sar), opt
 
+    def sides(self, i: int) -> np.ndarray:
+        """Where the changes of pair ``i`` show, in SAR and in the optical image: bool [2,S,S]."""
+        return changed(self.seed, self.split, i, self.size, self.changes)
+
     def mask(self, i: int) -> np.ndarray:
         """Where the changes show in either image of pair ``i``: bool [S,S]."""
-        return changed(self.seed, self.split, i, self.size, self.changes)
+        return self.sides(i).any(0)
 
 
 def scene(
@@ -89,13 +93,13 @@ def scene(
 
 
 def changed(seed: int, split: str, index: int, size: int, changes: int) -> np.ndarray:
-    """Where ``scene`` with ``changes`` may differ from ``scene`` without them, noise aside: bool [size,size]. The
-    shadows of new houses belong to it, and the pixel to which the optics blur."""
+    """Where ``scene`` with ``changes`` may differ from ``scene`` without them, noise aside, in SAR and in the optical
+    image: bool [2,size,size]. The shadows of new houses belong to it, and the pixel to which the optics blur."""
     before = terrain(draws.rng(seed, f"generated/{split}", index), size)
     under_sar, under_opt = with_changes(seed, split, index, before, changes)
     sar = (backscatter(under_sar) != backscatter(before)).any(0)
     opt = (reflectance(under_opt) != reflectance(before)).any(0)
-    return sar | (blurred(opt.astype(np.float32)) > 0)
+    return np.stack([sar, blurred(opt.astype(np.float32)) > 0])
 
 
 def speckle(rng: np.random.Generator, looks: float, shape: tuple[int, ...]) -> np.ndarray:
@@ -210,12 +214,11 @@ def with_changes(seed: int, split: str, index: int, ground: Ground, changes: int
 
 
 def change(rng: np.random.Generator, ground: Ground, seen: Ground) -> Ground:
-    """One object more in ``seen``: a ship where the place drawn is water in ``ground``, else a block of houses, or a
-    clearing (soil; where there is soil, crop)."""
+    """One object more in ``seen``, by what is at the place drawn: a ship on water, bare soil where there was forest or
+    town, a block of houses on open land."""
     size = len(ground.cover)
     y, x = (int(n) for n in rng.integers(size, size=2))
-    angle, (length, width), height = rng.uniform(0, np.pi), rng.uniform(5, 9, 2), rng.uniform(*HEIGHTS)
-    houses = rng.random() < 0.5
+    angle, (length, width), height = rng.uniform(0, np.pi), rng.uniform(7, 12, 2), rng.uniform(*HEIGHTS)
     row, column = np.mgrid[:size, :size].astype(np.float32) - np.array([y, x], np.float32)[:, None, None]
     u, v = np.cos(angle) * column + np.sin(angle) * row, np.cos(angle) * row - np.sin(angle) * column
     cover, heights, here = seen.cover.copy(), seen.height.copy(), ground.cover[y, x]
@@ -224,8 +227,9 @@ def change(rng: np.random.Generator, ground: Ground, seen: Ground) -> Ground:
         cover[place], heights[place] = ROOF, HEIGHTS[0]
         return seen._replace(cover=cover, height=heights)
     place = (np.abs(u) < length) & (np.abs(v) < width) & (ground.cover != WATER)
-    cover[place], heights[place] = ROAD if houses else CROP if here == SOIL else SOIL, 0
-    if houses:
+    cleared = here in (FOREST, ROAD, ROOF)
+    cover[place], heights[place] = SOIL if cleared else ROAD, 0
+    if not cleared:
         place &= (u % 7 < 5) & (v % 7 < 5)
         cover[place], heights[place] = ROOF, height
     return seen._replace(cover=cover, height=heights)
