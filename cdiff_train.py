@@ -55,6 +55,7 @@ class CDiff:
         self.ema = made.unet if self.average is None else self.average
         card = run.card("cdiff", latent=made.card)
         self.pipeline = SAR2OptPipeline(self.ema, made.scheduler, card, self.space)
+        self.pipeline.scheduler_for(None, cfg.sample.steps)  # refuses what it cannot do
 
     def step(self, batch: Batch) -> dict[str, Tensor]:
         cond, z0 = (batch.sar, batch.opt) if self.cached else self.space.encode(batch.sar, batch.opt)

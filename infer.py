@@ -35,7 +35,8 @@ GRID_ROWS = 16
 def main(argv: list[str]) -> None:
     args = _arguments(argv)
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    jobs = translate.find_jobs(args.input, args.output)[rank::world]
+    everything = translate.find_jobs(args.input, args.output)
+    jobs = everything[rank::world]
     pipe = SAR2OptPipeline.from_pretrained(args.model).to(translate.device(args.device))
     radiometry = SarRadiometry.from_dict(pipe.card.sar)
     sampler, steps = args.sampler or pipe.card.sampler, args.steps or pipe.card.steps
@@ -43,8 +44,8 @@ def main(argv: list[str]) -> None:
     settings = {"seed": args.seed, "sampler": sampler, "steps": steps, "model": model_hash(args.model)}
     if args.confidence:
         pipe.require_confidence()
-        heatmap.require_free_names([job.target for job in jobs])
-        settings["confidence_space"] = args.confidence_space
+        heatmap.require_free_names([job.target for job in everything])
+        settings |= {"confidence_space": args.confidence_space, "confidence_scale": args.confidence_scale}
     todo = [job for job in jobs if args.overwrite or not _finished(job, args)]
     kept = {str(job.target) for job in jobs} - {str(job.target) for job in todo}
     print(
@@ -57,12 +58,13 @@ def main(argv: list[str]) -> None:
         print(translate.compare_percentiles(probe, pipe.card), flush=True)
 
     failed: dict[translate.Job, str] = {}
+    folder = str(args.model.resolve())
     begin, done = time.perf_counter(), 0
     bar = tqdm(total=len(todo), disable=not sys.stderr.isatty(), unit="image", dynamic_ncols=True)
     for batch in translate.equal_sizes(translate.read(todo, radiometry, failed), args.batch_size):
         start = time.perf_counter()
         results = _translated(pipe, batch, args, steps, sampler)
-        seconds = {"seconds": round((time.perf_counter() - start) / len(batch), 4)}
+        seconds = {"seconds": round((time.perf_counter() - start) / len(batch), 4), "model_folder": folder}
         for (job, _), (picture, facts) in zip(batch, results, strict=True):
             translate.write(job, picture, manifest, settings | facts | seconds)
         bar.update(len(batch))

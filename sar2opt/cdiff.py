@@ -1,5 +1,6 @@
 """What cdiff_train.py is configured by, and the set-up of its latent space (arXiv 2411.10788)."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple, Protocol
@@ -16,7 +17,7 @@ from .data import DataConfig, SarRadiometry
 from .diffusion import NoiseConfig, NoiseSchedule
 from .models import LatentSpace, latent
 from .models.latent import Base, ConvIn, ThreeBands
-from .pipeline import CARD_FILE, LatentCard, read_card
+from .pipeline import CARD_FILE, SCHEDULER_FILE, LatentCard, read_card
 from .samplers import SampleConfig, Scheduler, Spacing
 
 BASE = "Manojb/stable-diffusion-2-1-base"  # the community copy that the authors used
@@ -117,7 +118,7 @@ def build(cfg: Config, radiometry: SarRadiometry, own_model: Path) -> Latents:
     stored = [own_model, *([first] if first is not None else [])]
     made = surround(unet, base, cdiff, cfg.noise, cfg.sample, radiometry, stored)
     if first is not None:
-        _require_stage1(first, made.card.hashes, cdiff)
+        _require_stage1(first, made, radiometry)
     return made
 
 
@@ -177,18 +178,25 @@ def _limits(radiometry: SarRadiometry) -> tuple[tuple[float, float], ...]:
     return radiometry.clip * (len(radiometry.bands) if len(radiometry.clip) == 1 else 1)
 
 
-def _require_stage1(folder: Path, hashes: dict[str, str], cdiff: CDiffConfig) -> None:
-    """Stage 1 must have worked on the same latents."""
-    card = read_card(folder).latent
-    if card is None:
+def _require_stage1(folder: Path, made: Latents, radiometry: SarRadiometry) -> None:
+    """Stage 1 must have worked on the same latents, and predicted the same."""
+    card = read_card(folder)
+    if card.latent is None:
         raise UserError(f"model.init_from={folder}: is not a latent model; name one that cdiff_train.py has exported")
-    wrong = [f"  {key}: stage 1 {card.hashes.get(key)}, now {value}" for key, value in hashes.items()
-             if card.hashes.get(key) != value]  # fmt: skip
-    if wrong:
-        raise UserError(
-            f"model.init_from={folder}: trained on another base than cdiff.base={cdiff.base} (SHA-256):\n"
-            + "\n".join(wrong)
+    scheduler = json.loads((folder / "scheduler" / SCHEDULER_FILE).read_bytes())
+    had, have = (
+        {
+            **{f"SHA-256 of {key}": value for key, value in own.hashes.items()},
+            "SAR channels": own.rule, "their limits in dB": own.limits, "prediction": prediction,
+            **{f"data.sar.{key}": value for key, value in sar.items() if key != "median"},  # of crops without data
+        }
+        for own, prediction, sar in (
+            (card.latent, scheduler.get("prediction_type"), SarRadiometry.from_dict(card.sar).to_dict()),
+            (made.card, made.scheduler.config["prediction_type"], radiometry.to_dict()),
         )
+    )  # fmt: skip
+    if wrong := [f"  {key}: stage 1 {had.get(key)}, now {have[key]}" for key in have if had.get(key) != have[key]]:
+        raise UserError(f"model.init_from={folder}: trained on other latents or another target:\n" + "\n".join(wrong))
 
 
 # the loss -------------------------------------------------------------------------------------------------------------

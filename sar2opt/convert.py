@@ -309,7 +309,7 @@ def cdiffset(path: Path, cdiff: CDiffConfig, bands: list[str] | None, resolution
     base = open_base(cdiff, LatentNoiseConfig().timesteps)
     settings = base.settings | {"in_channels": 2 * LATENT_CHANNELS, "out_channels": outputs}
     unet = latent_unet_from(settings, weights, path)
-    own = QUAD if bands and len(bands) > 1 else {"scale": "uint8"}
+    own = QUAD if bands and {*bands} == {"HH", "HV", "VH", "VV"} else {"scale": "uint8"}
     radiometry = SarRadiometry.from_dict({"bands": bands or ["VV"], **own})
     made = surround(unet, base, cdiff, LatentNoiseConfig(), LatentSampleConfig(), radiometry)
     card = Card(

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from . import checkpoint, distances, measure, networks, partners, recipes, trivial
+from . import checkpoint, distances, measure, networks, partners, recipes, report, trivial
 from .config import MachineError, UserError
 from .data import manifest
 from .data.splits import list_hash
@@ -28,7 +28,7 @@ COLUMNS = (
     "rgb_r", "rgb_g", "rgb_b",
 )  # fmt: skip
 FROM_INFERENCE = ("seconds", "confidence_gmean")
-RECORDED = ("model", "sampler", "steps", "seed")  # settings of infer.py
+RECORDED = ("model", "model_folder", "sampler", "steps", "seed")  # settings of infer.py
 WIDTH = 80
 
 
@@ -117,7 +117,8 @@ def folders_of(request: Request) -> Folders:
         return Folders(request.target, request.sar)
     if not (rows := made.of(request.split)):
         raise UserError(f"--split {request.split}: {request.manifest} has no pair of this split")
-    return Folders(request.target, request.sar, rows, made.of("train"), Path(made.facts["root"]))
+    southern = tuple(made.facts.get("turned", ()))
+    return Folders(request.target, request.sar, rows, made.of("train"), Path(made.facts["root"]), southern)
 
 
 def _train(request: Request, folders: Folders, has_sar: bool) -> list[partners.Pair]:
@@ -135,17 +136,44 @@ def _train(request: Request, folders: Folders, has_sar: bool) -> list[partners.P
 def prepare(request: Request, items: list[Item], notes: list[str], train: list[partners.Pair]) -> Prepared:
     """Check all that can be wrong, before any work."""
     sizes = partners.sizes(items, request.crop)
-    chosen = _chosen(request, has_sar=items[0].sar is not None)
-    skipped, paths = _skipped(request, chosen, len(items), sizes)
-    if wrong := [key for key in request.require if key in skipped]:
-        reasons = "\n".join(f"  {key}: {skipped[key]['reason']}; {skipped[key]['command']}" for key in wrong)
-        raise UserError(f"--require: {len(wrong)} metrics cannot be computed\n{reasons}")
+    chosen, skipped, paths = check(request, sizes, items[0].sar)
     metrics = frozenset(chosen) - skipped.keys()
+    unread = bool(_unread(request, items[0].sar))
+    if unread or not (request.baselines or metrics.intersection(recipes.SAR)):  # nobody looks at it
+        items = [item._replace(sar=None) for item in items]
+        train = [pair._replace(sar=None) for pair in train]
     radiometry = partners.radiometry_of(request.model) if request.model else None
     kinds = {recipes.FEATURES[key] for key in metrics if key in recipes.FEATURES} | (metrics & PERCEPTUAL.keys())
     judges = Judges(kinds, paths, request.device) if kinds else None
     wanted = Wanted(metrics, radiometry, judges, request.batch_size, floor="swd" in metrics)
     return Prepared(items, sizes, chosen, skipped, paths, train, wanted, notes)
+
+
+def check(
+    request: Request, sizes: list[Size], sar: Path | None
+) -> tuple[tuple[str, ...], dict[str, dict[str, str | None]], dict[str, Path]]:
+    """The metrics asked for, those of them that cannot be computed, and the weights; ``sar``: the first image's."""
+    if request.set and request.set not in (known := report.published_sets()):
+        raise UserError(
+            f"--set {request.set}: unknown{partners.nearest(request.set, known)}. Known: {', '.join(known)}"
+        )
+    chosen = _chosen(request, has_sar=sar is not None)
+    skipped, paths = _skipped(request, chosen, len(sizes), sizes)
+    if unread := _unread(request, sar):
+        if asked := [key for key in request.metrics if key in recipes.SAR]:
+            raise UserError(f"--metrics {', '.join(asked)}: {sar}: {unread}; add --model MODEL")
+        skipped |= {key: _reason(unread, "add --model MODEL") for key in chosen if key in recipes.SAR}
+    if wrong := [key for key in request.require if key in skipped]:
+        reasons = "\n".join(f"  {key}: {skipped[key]['reason']}; {skipped[key]['command']}" for key in wrong)
+        raise UserError(f"--require: {len(wrong)} metrics cannot be computed\n{reasons}")
+    return chosen, skipped, paths
+
+
+def _unread(request: Request, sar: Path | None) -> str:
+    """Why the SAR has no grey values; empty where it has."""
+    if sar is None or request.model is not None or (kind := partners.read_header(sar).dtype) == "uint8":
+        return ""
+    return f"SAR of type {kind}, and no model says what its values mean"
 
 
 def _chosen(request: Request, has_sar: bool) -> tuple[str, ...]:
@@ -235,14 +263,14 @@ def _results(request: Request, ready: Prepared, measured: Measured, baselines: d
     inputs: dict[str, Any] = {
         "pred": str(request.pred),
         "target": str(request.target or request.manifest),
-        "sar": str(request.sar or request.manifest) if ready.items[0].sar else None,
+        "sar": str(request.sar or request.manifest) if request.sar or request.manifest else None,
         "set": request.set,
         "split": request.split,
         "n": len(ids),
         "size": size,
         "crop": "center" if request.crop else None,
         "list_hash": list_hash(ids),
-        **partners.common([record for _, record in partners.records(request.pred, ids)], RECORDED),
+        **partners.common([record for _, record in partners.records(request.pred, _outputs(ready.items))], RECORDED),
         "notes": ready.notes,
     }
     return {
@@ -333,13 +361,17 @@ def _curves(measured: Measured, size: Size) -> dict[str, Any]:
     return {"spectrum": {"frequency": frequency.tolist(), "target": target.tolist(), "pred": output.tolist()}}
 
 
+def _outputs(items: list[Item]) -> list[tuple[str, Path]]:
+    return [(item.id, item.pred) for item in items]
+
+
 def _table(request: Request, items: list[Item], columns: Arrays) -> str:
     """per_image.csv: worst PSNR first, ties by id; empty where not computed."""
     legacy = (*recipes.LEGACY[:3], "lpips_vgg_cdiffset")
     extra = [key for key in recipes.NAMED if key in columns]
     names = [*(legacy if request.legacy else COLUMNS), *extra]
     ids = [item.id for item in items]
-    known = dict(partners.records(request.pred, ids))
+    known = dict(partners.records(request.pred, _outputs(items)))
     order = columns.get(names[0], np.zeros(len(ids)))
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")

@@ -35,7 +35,6 @@ DTYPES = {"fp16": np.float16, "fp32": np.float32}
 # what of the data's settings decides which numbers reach the codec
 READER = {
     "layout", "resolution", "crop", "crops_per_image", "pad", "min_valid", "split_seed", "opt", "generated",
-    "orientations",
 }  # fmt: skip
 
 
@@ -105,6 +104,7 @@ def claim(data: PairedData, space: LatentSpace, made: Plan) -> str:
         "channels": list(space.three),
         "reader": json.loads(data.cfg.model_dump_json(include=READER)) | {"sar": data.radiometry.to_dict()},
         "turns": [list(turn) for turn in made.turns],
+        "turned": hashlib.sha256("\n".join(data.turned).encode()).hexdigest(),
         "precision": made.dtype,
         "pairs": hashlib.sha256("\n".join(data.train.ids).encode()).hexdigest(),
     }

@@ -138,9 +138,9 @@ def edges(grey: np.ndarray) -> np.ndarray:
 def correlation(a: np.ndarray, b: np.ndarray) -> float:
     """Pearson over all elements; 0 where one side is constant."""
     a, b = a - a.mean(), b - b.mean()
-    scale = math.sqrt(float(np.vdot(a, a)) * float(np.vdot(b, b)))
+    scale = math.sqrt(float((a * a).sum()) * float((b * b).sum()))  # vdot would round by the number of threads
     # a constant image keeps rounding noise after the filters
-    return float(np.vdot(a, b)) / scale if min(np.abs(a).max(), np.abs(b).max()) > 1e-9 else 0.0
+    return float((a * b).sum()) / scale if min(np.abs(a).max(), np.abs(b).max()) > 1e-9 else 0.0
 
 
 def edge_correlations(target: np.ndarray, output: np.ndarray, sar: np.ndarray) -> tuple[float, float]:

@@ -8,17 +8,19 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from .config import UserError
 from .data import SarRadiometry, manifest
 from .data.rasters import DECODER_ERRORS, read_header
+from .data.strips import strip
 
 PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")  # of which targets and outputs are read
 SUFFIXES = (*PICTURES, ".npy")
 SHOWN = 5
 MIN_SIDE = 11  # px: SSIM's window
+MAP = "_confidence"
 Pixels = TypeVar("Pixels", np.ndarray, Tensor)
 
 
@@ -38,11 +40,13 @@ class Size(NamedTuple):
 
 
 class Pair(NamedTuple):
-    """An image without an output: of the training split, for baselines, or one that a model is to translate."""
+    """An image without an output: of the training split, for baselines, or one that a model is to translate, perhaps
+    ``turned`` by 180 degrees, as in its training."""
 
     id: str
     sar: Path | None
     target: Path
+    turned: bool = False
 
 
 class Folders(NamedTuple):
@@ -54,6 +58,7 @@ class Folders(NamedTuple):
     rows: list[manifest.Row] | None = None
     train: list[manifest.Row] | None = None
     root: Path = Path()
+    southern: tuple[str, ...] = ()  # strips of SpaceNet 6 that training turns
 
     @property
     def scenes(self) -> dict[str, str]:
@@ -63,7 +68,8 @@ class Folders(NamedTuple):
 
 def find(pred: Path, folders: Folders, allow_missing: bool) -> tuple[list[Item], list[str]]:
     """The images by id, and warnings. Missing and extra files are an error, or with ``allow_missing`` a warning."""
-    sides = {"--pred": files(pred, "--pred", PICTURES), "--target": _side(folders, "target", PICTURES)}
+    outputs = by_row(files(pred, "--pred", PICTURES), folders.rows or [])
+    sides = {"--pred": outputs, "--target": _side(folders, "target", PICTURES)}
     if folders.sar or folders.rows:
         sides["--sar"] = _side(folders, "sar", SUFFIXES)
     ids, notes = _common(sides, folders.rows, allow_missing)
@@ -76,7 +82,21 @@ def find(pred: Path, folders: Folders, allow_missing: bool) -> tuple[list[Item],
 def pairs(folders: Folders) -> list[Pair]:
     """SAR and target by id. Missing and extra files are an error."""
     sides = {"--sar": _side(folders, "sar", SUFFIXES), "--target": _side(folders, "target", PICTURES)}
-    return [Pair(i, sides["--sar"][i], sides["--target"][i]) for i in _common(sides, folders.rows, False)[0]]
+    return [
+        Pair(i, sides["--sar"][i], sides["--target"][i], strip(i) in folders.southern)
+        for i in _common(sides, folders.rows, False)[0]
+    ]
+
+
+def by_row(found: dict[str, Path], rows: list[manifest.Row]) -> dict[str, Path]:
+    """Outputs by id. Those of infer.py bear the names of the SAR files, below the folder that it was given."""
+    ids, names = {row.id for row in rows}, dict[str, set[str]]()
+    for row in rows:
+        parts = Path(row.sar).with_suffix("").parts
+        for k in range(len(parts)):
+            names.setdefault("/".join(parts[k:]), set()).add(row.id)
+    known = {name: next(iter(own)) for name, own in names.items() if len(own) == 1 and name not in ids}
+    return {known.get(name, name): path for name, path in found.items()}
 
 
 def _common(
@@ -105,6 +125,7 @@ def files(folder: Path, name: str, suffixes: tuple[str, ...] = SUFFIXES) -> dict
         relative = path.relative_to(folder)
         if path.suffix.lower() in suffixes and not any(part.startswith(".") for part in relative.parts):
             found.setdefault(relative.with_suffix("").as_posix(), []).append(path)
+    found = {i: paths for i, paths in found.items() if not _is_map(i, found)}
     if not found:
         raise UserError(f"{name} {folder}: no images in it; expected files ending in {', '.join(suffixes)}")
     if double := [" and ".join(map(str, paths)) for paths in found.values() if len(paths) > 1]:
@@ -112,10 +133,19 @@ def files(folder: Path, name: str, suffixes: tuple[str, ...] = SUFFIXES) -> dict
     return {i: paths[0] for i, paths in found.items()}
 
 
+def _is_map(name: str, among: Iterable[str]) -> bool:
+    """Whether infer.py --confidence has written it beside an image."""
+    return name.endswith(MAP) and name.removesuffix(MAP) in among
+
+
 def train_pairs(sar: Path | None, target: Path | None, rows: list[manifest.Row] | None, root: Path) -> list[Pair]:
     """The training pairs of two folders, or of a manifest; sorted by id, empty where nothing is given."""
     if target is None:
-        return [Pair(row.id, root / row.sar, root / row.opt) for row in rows or []]
+        found = [Pair(row.id, root / row.sar, root / row.opt) for row in rows or []]
+        paths = [path for pair in found for path in (pair.sar, pair.target) if path is not None]
+        if missing := [str(path) for path in paths if not path.is_file()]:
+            raise UserError(f"{len(missing)} training files of the manifest are missing: {listed(missing)}")
+        return found
     targets = files(target, "--train-target", PICTURES)
     if sar is None:
         return [Pair(i, None, path) for i, path in sorted(targets.items())]
@@ -163,7 +193,7 @@ def sizes(items: list[Item], crop: bool) -> list[Size]:
     except that with ``crop`` the target and the SAR may be larger."""
     wrong, kinds, small, found = [], [], [], []
     for item in items:
-        (own, mode), (truth, truth_mode) = _picture(item.pred), _picture(item.target)
+        (own, mode), (truth, truth_mode) = picture(item.pred), picture(item.target)
         sides = {"target": truth} | ({"SAR": _sar_size(item.sar)} if item.sar else {})
         if any(other != own and not (crop and min(np.subtract(other, own)) >= 0) for other in sides.values()):
             wrong.append(_measures(item.id, {"output": own, **sides}))
@@ -185,7 +215,7 @@ def pair_sizes(pairs: list[Pair]) -> list[Size]:
     wrong, kinds, small, found = [], [], [], []
     for pair in pairs:
         assert pair.sar is not None
-        own, (truth, mode) = _sar_size(pair.sar), _picture(pair.target)
+        own, (truth, mode) = _sar_size(pair.sar), picture(pair.target)
         if own != truth:
             wrong.append(_measures(pair.id, {"SAR": own, "target": truth}))
         if mode != "RGB":
@@ -208,10 +238,13 @@ def _refuse(names: list[str], among: Sequence[object], what: str) -> None:
         raise UserError(f"{len(names)} of {len(among)} {what}\n  " + "\n  ".join(names[:SHOWN]))
 
 
-def _picture(path: Path) -> tuple[Size, str]:
+def picture(path: Path) -> tuple[Size, str]:
+    """Size and Pillow's mode."""
     try:
         with Image.open(path) as image:
             return Size(image.height, image.width), image.mode
+    except UnidentifiedImageError:
+        raise UserError(f"{path}: not a picture of 8-bit RGB or grey, or damaged") from None
     except DECODER_ERRORS as error:
         raise UserError(f"{path}: damaged: {error}") from None
 
@@ -272,30 +305,31 @@ def radiometry_of(model: Path) -> SarRadiometry:
 # what infer.py wrote --------------------------------------------------------------------------------------------------
 
 
-def records(pred: Path, ids: Iterable[str]) -> Iterator[tuple[str, dict]]:
-    """The lines of ``pred``/manifest.jsonl by id; a later line replaces an earlier one."""
+def records(pred: Path, outputs: Sequence[tuple[str, Path]]) -> Iterator[tuple[str, dict]]:
+    """The lines of ``pred``/manifest.jsonl about ``outputs``, id and file; a later line replaces an earlier one."""
     file = pred / "manifest.jsonl"
     newest = {}
     for line in file.read_text().splitlines() if file.exists() else []:
         if line.endswith("}") and isinstance(record := json.loads(line), dict) and "output" in record:
             newest[Path(record["output"])] = record
-    ids = list(ids)
-    by_id = {_id_of(path, pred, set(ids)): record for path, record in newest.items()}
-    return ((i, by_id[i]) for i in ids if i in by_id)
+    names = {i: file.relative_to(pred).with_suffix("").as_posix() for i, file in outputs}
+    by_name = {_name_of(path, pred, set(names.values())): record for path, record in newest.items()}
+    return ((i, by_name[name]) for i, name in names.items() if name in by_name)
 
 
-def _id_of(path: Path, pred: Path, ids: set[str]) -> str | None:
-    """The name below ``pred``; the longest ending that is an id where the folder has moved since."""
+def _name_of(path: Path, pred: Path, names: set[str]) -> str | None:
+    """The name below ``pred``; the longest ending that is one where the folder has moved since."""
     if path.is_relative_to(pred):
         return path.relative_to(pred).with_suffix("").as_posix()
     parts = path.with_suffix("").parts
-    return next((i for k in range(len(parts)) if (i := "/".join(parts[k:])) in ids), None)
+    return next((name for k in range(len(parts)) if (name := "/".join(parts[k:])) in names), None)
 
 
 def pictures(inputs: dict) -> dict[str, dict[str, Path]]:
     """SAR, output and target by id of an evaluation with these ``inputs`` of metrics.json, as far as they are there."""
     found: dict[str, dict[str, Path]] = {}
-    for name, key, column in (("SAR", "sar", "sar"), ("output", "pred", ""), ("target", "target", "opt")):
+    rows: list[manifest.Row] = []
+    for name, key, column in (("target", "target", "opt"), ("SAR", "sar", "sar"), ("output", "pred", "")):
         place = Path(str(inputs.get(key) or ""))
         if (place / manifest.JSON_FILE).is_file():
             made = manifest.read(place)
@@ -303,8 +337,10 @@ def pictures(inputs: dict) -> dict[str, dict[str, Path]]:
             found[name] = {row.id: root / getattr(row, column) for row in rows}
         elif place.name and place.is_dir():
             paths = (path for path in sorted(place.rglob("*")) if path.suffix.lower() in SUFFIXES)
-            found[name] = {path.relative_to(place).with_suffix("").as_posix(): path for path in paths}
-    return {name: {i: path for i, path in paths.items() if path.is_file()} for name, paths in found.items()}
+            named = {path.relative_to(place).with_suffix("").as_posix(): path for path in paths}
+            found[name] = by_row(named, rows) if name == "output" else named
+    order = [name for name in ("SAR", "output", "target") if name in found]
+    return {name: {i: path for i, path in found[name].items() if path.is_file()} for name in order}
 
 
 def common(found: Iterable[dict], keys: tuple[str, ...]) -> dict[str, object]:

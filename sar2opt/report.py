@@ -343,6 +343,11 @@ def _standing(results: Row) -> Html:
     return join([page.table(["", *keys], cells, own=1), tag("p", about, class_="dim"), *cited])
 
 
+def published_sets() -> list[str]:
+    """The data sets that ``published_rows`` knows."""
+    return sorted({row["set"] for row in json.loads(PUBLISHED.read_text())["rows"]})
+
+
 def published_rows(results: Row) -> tuple[str, list[Row]]:
     """What the literature reports under the convention, set, split and n of this evaluation, and how to read it."""
     inputs = results["inputs"]
@@ -454,8 +459,8 @@ def _settings(run_folder: Path | None) -> dict[str, Html]:
 
 
 def run_of(inputs: Row) -> Path | None:
-    """The run folder that ``inputs.model`` names, itself or by its model folder."""
-    model = Path(str(inputs.get("model") or ""))
+    """The run folder that ``inputs.model_folder`` names, itself or by its model folder."""
+    model = Path(str(inputs.get("model_folder") or ""))
     return next((p for p in (model, model.parent) if (p / "config.yaml").is_file()), None) if model.name else None
 
 

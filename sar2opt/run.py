@@ -87,7 +87,7 @@ class Run:
         self.optims: dict[str, OptimConfig] = {}
         self.scalers: dict[str, torch.amp.GradScaler] = {}  # with fp16
         self.averages: dict[str, nn.Module] = {}
-        self.inputs: dict[str, str] = {}  # what the run is made from beside its data -> hash; a resume needs the same
+        self.inputs = {"SAR values and turned pairs": data.digest}  # -> hash; a resume needs the same
         self.space: LatentSpace | None = None  # a method that trains on latents names it here
         self.norms: dict[str, Tensor] = {}
         torch.manual_seed(cfg.run.seed)  # initial weights
@@ -409,7 +409,7 @@ class Run:
         path = folder / f"step-{self.step:08d}"
         tensors, state = checkpoint.load(folder, self.step)
         _require_same("another list of pairs", state["lists"], self.data.list_hashes, path)
-        _require_same("other networks", state.get("inputs", {}), self.inputs, path)
+        _require_same("other data or networks", state.get("inputs", {}), self.inputs, path)
         for name, net in self.averages.items():
             checkpoint.restore(net, name, tensors, path)
         for net, (name, optimizer) in self.trained.items():

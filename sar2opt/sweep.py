@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from . import charts, checkpoint, evaluation, images, measure, page, partners, pixelplots, report, translate
@@ -50,6 +51,7 @@ class Setting(NamedTuple):
 
     who: str
     pipe: SAR2OptPipeline
+    folder: Path
     digest: str
     sampler: str
     steps: int
@@ -76,6 +78,7 @@ def sweep(plan: Plan) -> list[Row]:
     groups: dict[Size, list[int]] = {}
     for i, size in enumerate(sizes):
         groups.setdefault(size, []).append(i)
+    evaluation.check(request, sizes, pairs[0].sar)  # before the first translation
     step = request.batch_size
     batches = [
         [(pairs[i], size) for i in g[k : k + step]] for size, g in groups.items() for k in range(0, len(g), step)
@@ -107,12 +110,14 @@ def _settings(plan: Plan) -> list[Setting]:
     pipe = SAR2OptPipeline.from_pretrained(plan.request.model)
     sampler, who = plan.sampler or pipe.card.sampler, "student" if plan.teacher else "model"
     digest = model_hash(plan.request.model)
-    found = [Setting(who, pipe, digest, sampler, steps) for steps in plan.steps or (pipe.card.steps,)]
+    own = plan.request.model
+    found = [Setting(who, pipe, own, digest, sampler, steps) for steps in plan.steps or (pipe.card.steps,)]
     if plan.teacher is None and plan.teacher_steps is not None:
         raise UserError("--teacher-steps: needs --teacher, the folder of that model")
     if plan.teacher is not None:
         pipe, digest = SAR2OptPipeline.from_pretrained(plan.teacher), model_hash(plan.teacher)
-        found += [Setting("teacher", pipe, digest, name, steps) for name, steps in plan.teacher_steps or TEACHER_STEPS]
+        wanted = plan.teacher_steps or TEACHER_STEPS
+        found += [Setting("teacher", pipe, plan.teacher, digest, name, steps) for name, steps in wanted]
     for setting in found:
         setting.pipe.scheduler_for(setting.sampler, setting.steps)
     return found
@@ -155,6 +160,7 @@ def _translate(team: Team, setting: Setting, plan: Plan, batches: list[list[tupl
     pipe, calls = setting.pipe.to(plan.request.device), 0
     radiometry = SarRadiometry.from_dict(pipe.card.sar)
     settings = {"seed": plan.seed, "sampler": setting.sampler, "steps": setting.steps, "model": setting.digest}
+    settings["model_folder"] = str(setting.folder.resolve())
 
     def count(*_: object) -> None:
         nonlocal calls
@@ -170,6 +176,7 @@ def _translate(team: Team, setting: Setting, plan: Plan, batches: list[list[tupl
         facts = settings | {"seconds": round((time.perf_counter() - start) / len(batch), 6), "calls": calls}
         for (pair, _), picture in zip(batch, pictures, strict=True):
             assert pair.sar is not None
+            picture = picture.transpose(Image.Transpose.ROTATE_180) if pair.turned else picture  # as the target lies
             job = translate.Job(pair.id, pair.sar, folder / f"{pair.id}.png")
             translate.write(job, picture, folder / "manifest.jsonl", facts)
     hook.remove()
@@ -180,12 +187,13 @@ def _translate(team: Team, setting: Setting, plan: Plan, batches: list[list[tupl
 def _sar(pair: Pair, size: Size, radiometry: SarRadiometry) -> Tensor:
     """[b,h,w] in [-1, 1], normalised before it is cut: limits may be those of the whole image."""
     assert pair.sar is not None
-    return partners.centre(radiometry.read(pair.sar)[0].movedim(0, -1), size).movedim(-1, 0)
+    sar = partners.centre(radiometry.read(pair.sar)[0].movedim(0, -1), size).movedim(-1, 0)
+    return sar.flip(-2, -1) if pair.turned else sar
 
 
 def _facts(folder: Path, pairs: list[Pair]) -> dict[str, float | None]:
     """Calls of the network, and seconds, the mean over the images."""
-    found = [record for _, record in partners.records(folder, [pair.id for pair in pairs])]
+    found = [record for _, record in partners.records(folder, [(p.id, folder / f"{p.id}.png") for p in pairs])]
     return {"calls": found[0]["calls"], "seconds": sum(record["seconds"] for record in found) / len(found)}
 
 

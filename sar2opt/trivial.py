@@ -47,12 +47,13 @@ class Baseline(NamedTuple):
 
 
 def sums(pairs: list[Pair], size: Size | None, radiometry: SarRadiometry | None) -> Sums:
-    """``size``: of all evaluated images, None if they differ."""
+    """``size``: of all evaluated images, to which larger training images are cut; None if they differ."""
     image = np.zeros((*size, 3)) if size else np.empty(0)
     colour, pixels, gram, moment, thumbnails = np.zeros(3), 0, np.zeros((5, 5)), np.zeros((5, 3)), []
     for pair in pairs:
-        with Image.open(pair.target) as picture:
-            own = Size(picture.height, picture.width)
+        own = partners.picture(pair.target)[0]
+        if size and own.height >= size.height and own.width >= size.width:
+            own = size
         target = partners.read_rgb(pair.target, own).astype(np.float64)
         image = image + target if image.shape == target.shape else np.empty(0)
         colour, pixels = colour + target.sum((0, 1)), pixels + own.height * own.width
@@ -113,6 +114,7 @@ def baselines(fitted: Fit | None, has_sar: bool, radiometry: SarRadiometry | Non
                 f"{STRIDE}th row and column of the training pairs",
                 lambda sar, size: features(sar) @ fitted.weights,
             )
+        if has_sar and len(fitted.thumbnails) and fitted.mean_image.size:  # all of one size
             found["nearest_neighbour"] = Baseline(
                 f"target of the training pair whose SAR is nearest, in means over {THUMBNAIL} x {THUMBNAIL} boxes",
                 lambda sar, size: _nearest(sar, size, fitted),

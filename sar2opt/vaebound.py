@@ -17,20 +17,27 @@ from .models.latent import load_vae
 
 
 @torch.no_grad()
-def write(base: Path | None, target: Path | None, folder: Path, device: torch.device) -> None:
+def write(base: Path | None, target: Path | None, folder: Path, device: torch.device, resolution: int = 0) -> None:
     """One PNG per image of ``target`` below ``folder``, with the codec in ``base``/vae; float32, mean of the posterior,
-    sides reflected up to the codec's stride."""
+    sides reflected up to the codec's stride. ``resolution``: px of the centre, 0 for whole images."""
     if base is None or target is None:
         raise UserError("--vae-bound: needs --base BASE, a model folder with vae/, and --target DIR")
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise UserError("--vae-bound: runs in one process; then score its images with --pred under torchrun")
+    found = partners.files(target, "--target", partners.PICTURES)
+    for path in found.values():
+        size, mode = partners.picture(path)
+        if mode != "RGB" or min(size) < partners.MIN_SIDE:
+            raise UserError(
+                f"{path}: {mode}, {size.width} x {size.height} px; expected 8-bit RGB of {partners.MIN_SIDE} px or more"
+            )
     vae = load_vae(base)
     vae.to(device)  # pyright: ignore[reportArgumentType]  diffusers wraps the method
     stride = 2 ** (len(vae.config["block_out_channels"]) - 1)
-    found = partners.files(target, "--target", partners.PICTURES)
     for name, path in progress(iter(found.items()), len(found), "codec", True):
-        with Image.open(path) as picture:
-            size = partners.Size(picture.height, picture.width)
+        size = partners.picture(path)[0]
+        if resolution:
+            size = partners.Size(*(min(side, resolution) for side in size))
         x = torch.from_numpy(partners.read_rgb(path, size).astype(np.float32)).permute(2, 0, 1)[None] / 127.5 - 1
         padded = F.pad(x, (0, -size.width % stride, 0, -size.height % stride), mode="reflect").to(device)
         latent: Any = vae.encode(padded, return_dict=False)[0].mode()

@@ -24,7 +24,6 @@ from torch import Tensor
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))  # also where the package is not installed
 
-import cdiff_train  # noqa: E402
 from sar2opt import checkpoint, confidence, config, heatmap, images  # noqa: E402
 from sar2opt.data import DataConfig, SarRadiometry, open_data  # noqa: E402
 from sar2opt.data.generated import GeneratedPairs  # noqa: E402
@@ -39,6 +38,12 @@ IMAGES, SEED, NOISES, SHOWN = 48, 1, 8, 6
 LEVELS, SHOWN_LEVEL = (100, 250, 481, 700), 481  # 481: where infer.py reads the confidence, in the middle of 50 steps
 
 
+class Data(config.Section, extra="ignore"):
+    """What the trial reads of the config; the trainings check all of it."""
+
+    data: DataConfig
+
+
 def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
@@ -48,7 +53,7 @@ def main(argv: list[str]) -> None:
     args = parser.parse_args(argv)
     out = args.out.resolve()
     shared = [f"run.dir={out}", f"cdiff.base={out / 'base'}", f"data.cache_dir={out / 'latents'}"]
-    cfg = config.load(cdiff_train.Config, ROOT / CONFIG, [*shared, *args.override])
+    cfg = config.load(Data, ROOT / CONFIG, [*shared, *args.override])
     if not (out / "base" / latent.PROMPT_FILE).exists():
         train_codec(out / "base", cfg.data)
     stages = {"stage1": [], "stage2": [f"model.init_from={out / 'stage1'}", "cdiff.loss=beta_nll"]}
@@ -120,7 +125,7 @@ def measure(pipe: SAR2OptPipeline, data: DataConfig) -> tuple[dict[str, Any], tu
         GeneratedPairs("test", IMAGES, size, SEED, looks, bands, scale, n) for n in (data.generated.changes, 0)
     )
     sides = np.stack([changed.sides(i) for i in range(IMAGES)], axis=1)  # [2,IMAGES,H,W]
-    masks = sides.any(0)
+    masks = np.logical_or(*sides)
     sar, opt = tensors(pipe, changed)
     space, found, maps = pipe.space, {}, {}
     assert isinstance(space, LatentSpace)

@@ -30,12 +30,13 @@ def main(argv: list[str]) -> None:
     args |= {"crop": args["crop"] is not None, "device": translate.device(args["device"])}
     plan = {key: value for key in TRANSLATION if (value := args.pop(key)) is not None}
     made = args["model"] is not None and args["pred"] is None and not args["vae_bound"]
+    resolution = plan.pop("resolution", 0) if args["vae_bound"] else 0
     if wrong := [key for key in OUTPUTS if args[key]] if made else [*plan]:
         flags = ", ".join("--" + key.replace("_", "-") for key in wrong)
         raise UserError(f"{flags}: only " + ("with --pred" if made else "without --pred, for outputs of --model"))
     if made:
         return _sweep(args, plan)
-    request = _request(args)
+    request = _request(args, resolution)
     if results := evaluation.evaluate(request):  # None but in the main process
         print(evaluation.summary(results))
         report.evaluation_page(request.out)
@@ -47,22 +48,28 @@ def _sweep(args: dict[str, Any], plan: dict[str, Any]) -> None:
 
     for key in ("base", "vae_bound"):
         del args[key]
-    args["out"] = args["pred"] = args["out"] or args["model"].with_name(f"{args['model'].resolve().name}-steps")
+    args["out"] = args["pred"] = args["out"] or _beside(args["model"], "steps")
     if rows := sweep.sweep(sweep.Plan(Request(**args), **plan)):
         print(sweep.summary(rows))
         print(f"written: {args['out'] / 'report.html'}, steps.csv, steps.png, images.png")
 
 
-def _request(args: dict[str, Any]) -> Request:
+def _request(args: dict[str, Any], resolution: int) -> Request:
     base, bound = args.pop("base"), args.pop("vae_bound")
     named, suffix = (args["target"], "vae-bound") if bound else (args["pred"], "evaluation")
     if named is None or bound == (args["pred"] is not None):
         raise UserError("expected either --pred DIR, or --vae-bound --base BASE --target DIR")
-    args["out"] = args["out"] or named.with_name(f"{named.resolve().name}-{suffix}")
+    args["out"] = args["out"] or _beside(named, suffix)
     if bound:
         args["pred"] = args["out"] / "images"
-        vaebound.write(base, args["target"], args["pred"], args["device"])
+        args["crop"] = args["crop"] or resolution > 0
+        vaebound.write(base, args["target"], args["pred"], args["device"], resolution)
     return Request(**args)
+
+
+def _beside(folder: Path, suffix: str) -> Path:
+    folder = folder.resolve()
+    return folder.with_name(f"{folder.name}-{suffix}")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -81,7 +88,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--sampler", help="default: what the model recommends")
     add("--seed", type=natural)
     add("--limit", type=positive, help="translate this many images, evenly spaced")
-    add("--resolution", type=natural, help="px of the centre to translate; default: as trained; 0: whole images")
+    add("--resolution", type=natural, help="px of the centre to translate, or of --vae-bound; 0: whole images")
     add("--teacher", type=Path, help="also the rows of this model, --teacher-steps")
     add("--teacher-steps", type=_samplers, metavar="ddim:50,ddim:4")
     add("--out", type=Path, help="default: PRED-evaluation, beside PRED; MODEL-steps, beside MODEL")

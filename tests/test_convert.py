@@ -432,7 +432,7 @@ def test_four_polarisations_are_stretched_as_its_authors_do(tmp_path):
     pixels = np.zeros((4, 100, 100), np.float32)  # datasets.md: 4,000 zeros and 0.01 .. 60.00 have 0 and 59.0001
     pixels[:, 40:] = np.arange(1, 6001, dtype=np.float32).reshape(60, 100) / 100
     x = SarRadiometry.from_dict(card.sar).normalise(pixels)
-    assert x[0, -1, -1] == 1
+    assert x[0, -1, -1] == 1 and (x[0, :40] == -1).all()  # what is empty stays black
     assert x[0, 50, 50].item() == pytest.approx(2 * pixels[0, 50, 50] / 59.0001 - 1, abs=1e-5)
 
 
@@ -453,6 +453,14 @@ def test_what_is_no_network_of_cdiffset_is_refused(tmp_path, edit, message):
     with pytest.raises(UserError, match=message):
         run("cdiffset", "--input", file, "--base", tiny_base(), "--output", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_three_bands_are_a_picture(tmp_path):
+    write(tmp_path / "model.safetensors", latent_training("mse").unet.state_dict())
+    own = ("--base", tiny_base(), "--bands", "R", "G", "B", "--output", tmp_path / "out")
+    run("cdiffset", "--input", tmp_path / "model.safetensors", *own)
+    card = SAR2OptPipeline.from_pretrained(tmp_path / "out").card
+    assert (card.sar["scale"], card.latent.rule) == ("uint8", "three")
 
 
 def test_cdiffset_says_what_it_misses(tmp_path):

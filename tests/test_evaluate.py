@@ -359,7 +359,7 @@ def test_sar_in_other_units_needs_the_model_that_saw_it(folders, tmp_path):
     decibel.mkdir()
     for i, x in enumerate(X):
         np.save(decibel / f"{i:04}.npy", x.astype(np.float32) / 255 * 25 - 25)
-    with pytest.raises(UserError, match=r"SAR of type float32; --model"):
+    with pytest.raises(UserError, match=r"SAR of type float32, .*; add --model"):
         run([*folders[:2], decibel], "--metrics", "edge_sar")
     card = {"sar": {"bands": ["VV"], "scale": "db", "clip": [[-25, 0]]}}
     (tmp_path / "model").mkdir()
@@ -491,13 +491,89 @@ def test_what_inference_recorded_stands_in_the_results(folders):
     assert table(Path(f"{folders[0]}-evaluation"))[1]["seconds"] == "0.250000"  # image 0000
 
 
+def test_maps_of_confidence_beside_the_outputs_are_no_outputs(folders):
+    expected = run(folders[:2], "--metrics", "psnr")["metrics"]
+    for suffix in ("png", "tif"):
+        Image.fromarray(G[0]).save(folders[0] / f"0000_confidence.{suffix}")
+    assert run(folders[:2], "--metrics", "psnr")["metrics"] == expected
+    (folders[0] / "0000.png").unlink()
+    with pytest.raises(UserError, match="1 ids have two files.*0000_confidence"):  # without the image they are
+        run(folders[:2], "--metrics", "psnr")
+
+
+def test_outputs_may_bear_the_names_of_the_sar_files(folders, tmp_path):
+    """As infer.py writes them below the folder that it was given."""
+    rows, out = [], tmp_path / "translated"
+    for i in range(8):
+        rows.append(
+            manifest.Row(f"s_{i}", "test", f"a/s1_{i // 4}/x_s1_p{i}.png", f"opt/{i:04}.png", scene=f"{i // 4}")
+        )
+        place = tmp_path / rows[-1].sar
+        place.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(X[i]).save(place)
+        write(out / f"s1_{i // 4}", [G[i]], [f"x_s1_p{i}"])
+    record = {"output": str(out / "s1_0/x_s1_p3.png"), "seconds": 0.5}
+    (out / "manifest.jsonl").write_text(json.dumps(record) + "\n")
+    facts = dict.fromkeys(("split", "sar", "opt", "turned", "statistics"), {}) | {
+        "layout": "sen12",
+        "root": str(tmp_path),
+    }
+    manifest.write(manifest.Manifest(rows, facts), tmp_path / "manifest")
+    found = run([out], "--manifest", tmp_path / "manifest", "--metrics", "psnr,edge_sar")
+    assert found["metrics"]["psnr"]["value"] == pytest.approx(26.677219, abs=1e-5)
+    assert {r["id"]: r["seconds"] for r in table(Path(f"{out}-evaluation"))}["s_3"] == "0.500000"
+    assert {i: path.name for i, path in partners.pictures(found["inputs"])["output"].items()}["s_3"] == "x_s1_p3.png"
+
+
+def test_a_page_shows_the_config_of_the_run_that_made_the_outputs(folders, tmp_path):
+    (tmp_path / "run" / "model").mkdir(parents=True)
+    (tmp_path / "run" / "config.yaml").write_text("run: {name: the-run-of-these}\n")
+    lines = [{"output": str(folders[0] / f"{i:04}.png"), "model_folder": str(tmp_path / "run/model")} for i in range(8)]
+    (folders[0] / "manifest.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
+    run(folders[:2], "--metrics", "psnr")
+    assert "the-run-of-these" in Path(f"{folders[0]}-evaluation/report.html").read_text()
+
+
+def test_baselines_see_larger_training_images_as_the_outputs_are_cut(folders, tmp_path):
+    pad = [(4, 4), (4, 4), (0, 0)]
+    write(tmp_path / "large-sar", [np.pad(x, pad[:2]) for x in X])
+    write(tmp_path / "large-opt", [np.pad(x, pad) for x in T])
+    own = ("--metrics", "psnr", "--baselines")
+    expected = run(folders, *own, "--train-sar", folders[2], "--train-target", folders[1])["baselines"]
+    large = ("--train-sar", tmp_path / "large-sar", "--train-target", tmp_path / "large-opt")
+    assert run(folders, *own, *large)["baselines"] == expected and "nearest_neighbour" in expected
+    write(tmp_path / "small-sar", [x[:40, :40] for x in X])
+    write(tmp_path / "small-opt", [x[:40, :40] for x in T])
+    small = ("--train-sar", tmp_path / "small-sar", "--train-target", tmp_path / "small-opt")
+    assert {*run(folders, *own, *small)["baselines"]} == {"mean_colour", "linear", "sar_copy"}
+
+
+def test_float_sar_without_a_model_costs_the_metrics_of_sar_only(folders, tmp_path):
+    for i, x in enumerate(X):
+        (tmp_path / "decibel").mkdir(exist_ok=True)
+        np.save(tmp_path / "decibel" / f"{i:04}.npy", x.astype(np.float32) / 255 * 25 - 25)
+    found = run([*folders[:2], tmp_path / "decibel"])
+    assert found["metrics"]["psnr"]["value"] == pytest.approx(26.677219, abs=1e-5)
+    assert "edge_sar" not in found["metrics"] and "SAR of type float32" in found["skipped"]["edge_sar"]["reason"]
+    run([*folders[:2], tmp_path / "decibel"], "--legacy", "cdiffset", "--metrics", "psnr_cdiffset")
+
+
+def test_the_current_folder_has_a_name_and_unknown_sets_are_refused(folders, monkeypatch):
+    monkeypatch.chdir(folders[0])
+    evaluate.main(["--pred", ".", "--target", str(folders[1]), "--metrics", "psnr", "--device", "cpu"])
+    assert Path(f"{folders[0]}-evaluation/metrics.json").is_file()
+    with pytest.raises(UserError, match="--set SAR2opt: unknown; did you mean 'SAR2Opt'"):
+        run(folders[:2], "--set", "SAR2opt")
+
+
 def test_records_belong_to_the_image_of_their_name(tmp_path):
     pred = tmp_path / "out"
     write(pred, G[:2], ["a", "out/a"])  # a folder below --pred may have its name
     for place in (pred, Path("/old/place")):  # also after the folder has moved
         lines = [{"output": str(place / f"{i}.png"), "seconds": s} for i, s in (("a", 1), ("out/a", 2), ("gone", 3))]
         (pred / "manifest.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
-        found = {i: record["seconds"] for i, record in partners.records(pred, ["a", "b", "out/a"])}
+        outputs = [(i, pred / f"{i}.png") for i in ("a", "b", "out/a")]
+        found = {i: record["seconds"] for i, record in partners.records(pred, outputs)}
         assert found == {"a": 1, "out/a": 2}
 
 
@@ -550,6 +626,11 @@ def test_the_bound_of_a_codec_is_scored_like_an_output(tmp_path):
     evaluate.main([str(a) for a in [*argv, "--device", "cpu"]])
     found = json.loads((tmp_path / "bound" / "metrics.json").read_text())
     assert found["inputs"]["size"] == [45, 51] and 3 < found["metrics"]["psnr"]["value"] < 40
+    evaluate.main([*map(str, argv), "--resolution", "32", "--device", "cpu"])  # of the centre, as models are scored
+    assert json.loads((tmp_path / "bound" / "metrics.json").read_text())["inputs"]["size"] == [32, 32]
+    (target / "0001.png").write_bytes(b"<html>")
+    with pytest.raises(UserError, match="0001.png: not a picture"):
+        evaluate.main([*map(str, argv), "--device", "cpu"])
     with pytest.raises(UserError, match=r"no vae/config\.json"):
         evaluate.main(["--vae-bound", "--base", str(tmp_path), "--target", str(target)])
 

@@ -298,8 +298,31 @@ def test_stage_2_needs_the_codec_of_stage_1(tmp_path):
     tiny.write(tmp_path / "other", seed=7)
     (tmp_path / "other" / "prompt").mkdir()
     shutil.copy(tmp_path / "model" / latent.PROMPT_FILE, tmp_path / "other" / latent.PROMPT_FILE)
-    with pytest.raises(UserError, match=r"trained on another base .*\n  vae: stage 1"):
+    with pytest.raises(UserError, match=r"trained on other latents .*\n  SHA-256 of vae: stage 1"):
         method("cdiff.loss=beta_nll", f"model.init_from={tmp_path}", f"cdiff.base={tmp_path / 'other'}")
+
+
+def test_stage_2_needs_the_target_and_the_sar_values_of_stage_1(tmp_path):
+    first = method("noise.prediction=v", "cdiff.allow_prediction_change=true")
+    first.pipeline.save_pretrained(tmp_path / "model")
+    with pytest.raises(UserError, match=r"another target:\n  prediction: stage 1 v_prediction, now epsilon$"):
+        method("cdiff.loss=beta_nll", f"model.init_from={tmp_path}")
+    card = json.loads((tmp_path / "model/sar2opt.json").read_text())
+    card["sar"] |= {"scale": "db", "clip": [[-25, 0]]}
+    (tmp_path / "model/sar2opt.json").write_text(json.dumps(card))
+    same = ("noise.prediction=v", "cdiff.allow_prediction_change=true", f"model.init_from={tmp_path}")
+    with pytest.raises(UserError, match=r"data.sar.scale: stage 1 db, now uint8\n  data.sar.clip"):
+        method("cdiff.loss=beta_nll", *same)
+
+
+def test_as_many_steps_as_there_were_in_training_are_possible():
+    """With steps_offset 1 the first of 1,000 leading steps would be t = 1000, where there is no noise level."""
+    pipeline = method().pipeline
+    scheduler = pipeline.scheduler_for("ddpm", 1000)
+    scheduler.set_timesteps(1000)
+    assert scheduler.timesteps.max() == 999
+    with pytest.raises(UserError, match="beyond the 1000 of training"):
+        fresh("sample.spacing=leading", "sample.steps=1000")
 
 
 # SAR bands ------------------------------------------------------------------------------------------------------------

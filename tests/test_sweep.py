@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 import infer
+from sar2opt import sweep
 from sar2opt.config import UserError
 from sar2opt.data import SarRadiometry, manifest
 from sar2opt.diffusion import NoiseConfig
@@ -66,6 +67,37 @@ def table(out):
 
 def pixels(path):
     return np.asarray(Image.open(path))
+
+
+@pytest.mark.parametrize("wrong", [("--metrics", "psmr"), ("--require", "fid"), ("--set", "SAR2opt")])
+def test_what_cannot_be_measured_is_said_before_the_first_translation(student, pairs, tmp_path, monkeypatch, wrong):
+    monkeypatch.setattr(sweep, "_translate", lambda *_: pytest.fail("translated first"))
+    own = ("--weights-dir", tmp_path / "none", "--out", tmp_path / "out")
+    with pytest.raises(UserError, match="unknown; did you mean|cannot be computed"):
+        run("--model", student, *pairs, *wrong, *own)
+
+
+def test_tiles_of_southern_strips_are_turned_for_the_model_and_turned_back(tmp_path, student, pairs):
+    """As in training; the outputs lie as the targets do."""
+    for side in ("sar", "opt"):
+        for i, file in enumerate(sorted((tmp_path / side).iterdir())):
+            file.rename(file.with_name(f"{i % 2}_0_tile_{i}.png"))
+        turned = tmp_path / "turned" / side
+        turned.mkdir(parents=True)
+        for file in (tmp_path / side).iterdir():
+            picture = Image.open(file)
+            (picture.rotate(180) if file.name.startswith("1_0") else picture).save(turned / file.name)
+    names = sorted(file.stem for file in (tmp_path / "sar").iterdir())
+    rows = [manifest.Row(name, "test", f"sar/{name}.png", f"opt/{name}.png") for name in names]
+    facts = {"layout": "spacenet6", "split": {}, "sar": {}, "opt": {}, "statistics": {}}
+    for folder, southern in ((tmp_path, ["1_0"]), (tmp_path / "turned", [])):
+        made = manifest.Manifest(rows, facts | {"root": str(folder), "turned": southern})
+        manifest.write(made, folder / "manifest")
+        own = ("--metrics", "psnr", "--out", folder / "out")
+        run("--model", student, "--manifest", folder / "manifest", "--steps", "2", *own)
+    for name in names:
+        one, other = (pixels(f / f"out/model-ddim-2/images/{name}.png") for f in (tmp_path, tmp_path / "turned"))
+        assert np.array_equal(one, other[::-1, ::-1] if name.startswith("1_0") else other)
 
 
 def test_one_row_per_setting_with_what_it_costs(student, teacher, pairs, tmp_path, capsys):

@@ -71,7 +71,7 @@ class SarConfig(Section):
     norm: Literal["minmax", "meanstd", "percentile", "percentile_image"] = "minmax"
     floor: PositiveFloat = 1e-3  # -30 dB: below the noise of the sensors
     nodata: float | None = None  # pixels with this value in all bands are invalid
-    include_nodata: bool = False  # in the percentiles of an image, as earlier code has it
+    include_nodata: bool = False  # as earlier code: counted in the percentiles of an image, and left as it is
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -76,7 +76,7 @@ class GeneratedPairs:
 
     def mask(self, i: int) -> np.ndarray:
         """Where the changes show in either image of pair ``i``: bool [S,S]."""
-        return self.sides(i).any(0)
+        return np.logical_or(*self.sides(i))
 
 
 def scene(

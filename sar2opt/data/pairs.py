@@ -1,5 +1,7 @@
 """What training reads: crops of pairs in [-1, 1], the same part and the same turn of both sides."""
 
+import hashlib
+import json
 import re
 import textwrap
 from dataclasses import dataclass
@@ -53,6 +55,19 @@ class PairedData:
     radiometry: SarRadiometry
     statistics: dict[str, Any]
     facts: tuple[str, ...] = ()  # lines of the summary
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of what becomes of the stored values: the radiometry, and the pairs that are turned. Not of the
+        median, which fills crops without any data."""
+        made = [self.radiometry.to_dict() | {"median": None}, [*self.turned]]
+        return hashlib.sha256(json.dumps(made, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def turned(self) -> list[str]:
+        """The ids of training pairs that are turned by 180 degrees."""
+        turns = getattr(self.train, "turns", [])
+        return [name for name, (quarters, _) in zip(self.train.ids, turns, strict=False) if quarters]
 
     @property
     def sar_percentiles(self) -> tuple[tuple[float, float, float, float], ...]:

@@ -118,8 +118,9 @@ class SarRadiometry(SarConfig):
         require_dtype("SAR pixels", pixels, self.scale, "data.sar")
         valid = self._declared(pixels) if valid is None else valid
         x = self.scaled(pixels)
-        if not valid.all():
-            x = np.where(valid, x, self._fill(x, valid))
+        kept = np.isfinite(x).all(0) if self.include_nodata else valid
+        if not kept.all():
+            x = np.where(kept, x, self._fill(x, valid))
         if limits is None:
             limits = self.limits(pixels, valid)
         return torch.from_numpy(np.ascontiguousarray(self._normed(x, limits), dtype=np.float32))
