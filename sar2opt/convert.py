@@ -16,6 +16,7 @@ from typing import Any, Literal, NamedTuple
 import safetensors
 import torch
 from diffusers.models.unets.unet_2d import UNet2DModel
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from torch import Tensor
 
@@ -26,7 +27,6 @@ from .data import SarRadiometry
 from .diffusion import NoiseConfig
 from .models import EncoderCritic
 from .models.latent import LATENT_CHANNELS
-from .models.latent import unet_from as latent_unet_from
 from .models.unet import CONFIG_FILE, OPT_CHANNELS, fit_bands, read_weights, require_equal, shapes, unet_from
 from .pipeline import Card, SAR2OptPipeline
 
@@ -80,7 +80,7 @@ def acd(path: Path, stage: int, noise: NoiseConfig, bands: list[str] | None, res
         notes.append(f"assumed nothing about the network: {config}")
     else:
         notes.append(f"assumed, as the file does not say it: attention heads of {settings['attention_head_dim']}")
-    unet = unet_from(settings, weights, generator)
+    unet = unet_from(UNet2DModel, settings, weights, generator)
     for file in critics:
         with torch.device("meta"):
             critic = EncoderCritic(unet)
@@ -171,7 +171,7 @@ def guided(
         weights["conv_in.weight"] = fit_bands(weights["conv_in.weight"], OPT_CHANNELS + 1)
     width = weights["mid_block.attentions.0.to_q.weight"].shape[0]
     settings = {"sample_size": resolution, **_architecture(path, weights), "attention_head_dim": width // heads}
-    unet = unet_from(settings, weights, path)
+    unet = unet_from(UNet2DModel, settings, weights, path)
     prediction: Literal["sample", "epsilon"] = "sample" if xstart else "epsilon"
     scheduler = DDPMScheduler(
         num_train_timesteps=steps, beta_schedule="linear", beta_start=0.1 / steps, beta_end=20 / steps,
@@ -308,7 +308,7 @@ def cdiffset(path: Path, cdiff: CDiffConfig, bands: list[str] | None, resolution
     cdiff = cdiff.model_copy(update={"loss": losses[outputs]})
     base = open_base(cdiff, LatentNoiseConfig().timesteps)
     settings = base.settings | {"in_channels": 2 * LATENT_CHANNELS, "out_channels": outputs}
-    unet = latent_unet_from(settings, weights, path)
+    unet = unet_from(UNet2DConditionModel, settings, weights, path)
     own = QUAD if bands and {*bands} == {"HH", "HV", "VH", "VV"} else {"scale": "uint8"}
     radiometry = SarRadiometry.from_dict({"bands": bands or ["VV"], **own})
     made = surround(unet, base, cdiff, LatentNoiseConfig(), LatentSampleConfig(), radiometry)

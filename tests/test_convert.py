@@ -7,6 +7,7 @@ import pytest
 import safetensors.torch
 import torch
 from accelerate import Accelerator
+from diffusers.models.unets.unet_2d import UNet2DModel
 
 import cdiff_train
 from sar2opt import cdiff, convert
@@ -84,17 +85,17 @@ def test_each_silent_trap_would_show(source):
     net, path = source()
     unet = from_guided(path).pipeline.unet
     settings, weights = dict(unet.config), unet.state_dict()
-    other_heads = unet_from(settings | {"attention_head_dim": 8}, weights, path)
+    other_heads = unet_from(UNet2DModel, settings | {"attention_head_dim": 8}, weights, path)
     assert difference(net, other_heads) > 1e-3
     without_norm = dict(weights)
     for kind in ("weight", "bias"):
         without_norm.pop(f"mid_block.attentions.0.group_norm.{kind}")
-    no_norm = unet_from(settings | {"attn_norm_num_groups": None}, without_norm, path)
+    no_norm = unet_from(UNet2DModel, settings | {"attn_norm_num_groups": None}, without_norm, path)
     assert difference(net, no_norm) > 1e-3
     thirds, state = dict(weights), net.state_dict()
     for letter, part in zip("qkv", state["middle_block.1.qkv.weight"].squeeze(-1).chunk(3), strict=True):
         thirds[f"mid_block.attentions.0.to_{letter}.weight"] = part
-    assert difference(net, unet_from(settings, thirds, path)) > 1e-3
+    assert difference(net, unet_from(UNet2DModel, settings, thirds, path)) > 1e-3
 
 
 def test_the_public_training_script_gives_the_known_network():
@@ -110,7 +111,7 @@ def test_the_public_training_script_gives_the_known_network():
     assert settings["up_block_types"] == ("AttnUpBlock2D",) * 2 + ("UpBlock2D",) * 4
     assert (settings["layers_per_block"], settings["block_out_channels"]) == (3, widths)
     assert (settings["resnet_time_scale_shift"], settings["attn_norm_num_groups"]) == ("scale_shift", 32)
-    unet_from({**settings, "attention_head_dim": 128}, weights, "x.pt")
+    unet_from(UNet2DModel, {**settings, "attention_head_dim": 128}, weights, "x.pt")
 
 
 def test_sar_read_as_rgb_is_folded_into_one_band(source):

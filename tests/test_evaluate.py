@@ -628,11 +628,11 @@ def test_the_bound_of_a_codec_is_scored_like_an_output(tmp_path):
     assert found["inputs"]["size"] == [45, 51] and 3 < found["metrics"]["psnr"]["value"] < 40
     evaluate.main([*map(str, argv), "--resolution", "32", "--device", "cpu"])  # of the centre, as models are scored
     assert json.loads((tmp_path / "bound" / "metrics.json").read_text())["inputs"]["size"] == [32, 32]
+    with pytest.raises(UserError, match=r"no vae/config\.json"):
+        evaluate.main(["--vae-bound", "--base", str(tmp_path), "--target", str(target)])
     (target / "0001.png").write_bytes(b"<html>")
     with pytest.raises(UserError, match="0001.png: not a picture"):
         evaluate.main([*map(str, argv), "--device", "cpu"])
-    with pytest.raises(UserError, match=r"no vae/config\.json"):
-        evaluate.main(["--vae-bound", "--base", str(tmp_path), "--target", str(target)])
 
 
 # published results ----------------------------------------------------------------------------------------------------

@@ -93,6 +93,7 @@ def test_a_folder_becomes_a_folder_of_the_same_names(model, sar, tmp_path, capsy
         "sampler": "ddim",
         "steps": 2,
         "model": model_hash(model),
+        "model_folder": str(model.resolve()),
     }
     assert len(lines(out)) == 5
     assert Image.open(tmp_path / "out-grid.png").width > 2 * 128

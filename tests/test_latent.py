@@ -77,7 +77,9 @@ def test_the_tiny_base_has_the_sizes_that_it_says():
 def test_the_folder_holds_the_same_networks_and_a_prompt_of_22_tokens():
     base = latent.open_base(str(tiny_base()), None, 1000)
     assert latent.digest(base.vae.state_dict()) == latent.digest(tiny.vae().state_dict())
-    unet = latent.unet_from(base.settings, latent.read_unet_weights(tiny_base() / "unet"), tiny_base())
+    unet = latent.unet_from(
+        UNet2DConditionModel, base.settings, latent.read_unet_weights(tiny_base() / "unet"), tiny_base()
+    )
     assert latent.digest(unet.state_dict()) == latent.digest(tiny.unet().state_dict())
     prompt = latent.open_prompt(base, PROMPT, [])
     assert prompt.shape == (1, 22, 32) and prompt.dtype == torch.float32 and not prompt.requires_grad

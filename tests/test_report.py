@@ -347,7 +347,7 @@ CURVES = {"spectrum": {"frequency": [0.1, 0.2, 0.5], "pred": [9.0, 99.0, 0.0], "
 
 def test_the_page_of_an_evaluation_has_everything_and_needs_nothing(tmp_path):
     model = run_folder(tmp_path / "run")
-    given = evaluation(tmp_path / "x", SCORES, steps=4, model=str(model / "model"), sampler=HOSTILE)
+    given = evaluation(tmp_path / "x", SCORES, steps=4, model_folder=str(model / "model"), sampler=HOSTILE)
     report.evaluation_page(given[0])
     elements = require_contained(given[0] / "report.html")
     for words in (

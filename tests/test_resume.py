@@ -120,7 +120,7 @@ def test_a_resumed_run_reads_its_prompt_and_needs_the_base_that_it_began_with(tm
     scheduler = tmp_path / "base/scheduler/scheduler_config.json"
     scheduler.write_text(scheduler.read_text().replace('"steps_offset": 1', '"steps_offset": 0'))
     assert finish(start("cdiff_train", tmp_path / "broken", **settings, run__max_steps=6)) == [2]
-    assert "trained on other networks" in printed(tmp_path / "broken")
+    assert "trained on other data or networks" in printed(tmp_path / "broken")
 
 
 def test_killed_inside_every_write(tmp_path):

@@ -159,6 +159,7 @@ if "--print-config" not in sys.argv:
     sizes = [None] * dist.get_world_size()
     dist.all_gather_object(sizes, os.environ["GROUP_RANK"])
     print("nodes", *sorted(sizes), os.environ["ACCELERATE_USE_CPU"], sys.argv[1:])
+    dist.destroy_process_group()  # or gloo's threads may abort the process at its end
 """
 
 

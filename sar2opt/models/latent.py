@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from ..config import UserError
 from . import tiny
-from .unet import CONFIG_FILE, read_settings, read_unet_weights, require_equal, shapes
+from .unet import CONFIG_FILE, read_settings, read_unet_weights, require_equal, shapes, unet_from
 
 LATENT_CHANNELS = 4
 PROMPT_FILE = "prompt/prompt_embeds.safetensors"
@@ -172,7 +172,7 @@ def build_unet(
         assert isinstance(unet, UNet2DConditionModel)
     else:
         weights = tiny.unet().state_dict() if base.folder is None else read_unet_weights(base.folder / "unet")
-        unet = unet_from(settings, weights, Path(base.name) / "unet")
+        unet = unet_from(UNet2DConditionModel, settings, weights, Path(base.name) / "unet")
     widen_input_(unet, conv_in)
     if init_from is not None:
         folder = init_from / "unet"
@@ -183,22 +183,9 @@ def build_unet(
     return unet
 
 
-def unet_from(settings: dict[str, Any], weights: dict[str, Tensor], source: Path) -> UNet2DConditionModel:
-    """UNet2DConditionModel of ``settings`` with exactly ``weights``, in eval mode; ``source`` is named in errors."""
-    try:
-        with torch.device("meta"):  # no time is spent on initial values that are about to be replaced
-            unet = UNet2DConditionModel.from_config(settings)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{source}: describes no UNet2DConditionModel: {error}") from None
-    assert isinstance(unet, UNet2DConditionModel)
-    require_equal(source, shapes(unet.state_dict()), shapes(weights))
-    unet.load_state_dict(weights, strict=True, assign=True)
-    return unet.eval()
-
-
 def load_latent_unet(folder: Path) -> UNet2DConditionModel:
     """The network of a latent model folder."""
-    unet = unet_from(read_settings(folder), read_unet_weights(folder), folder)
+    unet = unet_from(UNet2DConditionModel, read_settings(folder), read_unet_weights(folder), folder)
     if unet.config["in_channels"] != 2 * LATENT_CHANNELS:
         found = unet.config["in_channels"]
         raise UserError(

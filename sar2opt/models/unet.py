@@ -5,12 +5,13 @@ Its weights are safetensors with diffusers' own names; nothing is unpickled, and
 
 import json
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, TypeVar
 
 import safetensors
 import safetensors.torch
 import torch
 from diffusers.models.unets.unet_2d import UNet2DModel
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 from torch import Tensor, nn
 
@@ -20,6 +21,7 @@ OPT_CHANNELS = 3
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "diffusion_pytorch_model.safetensors"
 Down = Literal["DownBlock2D", "AttnDownBlock2D"]
 Up = Literal["UpBlock2D", "AttnUpBlock2D"]
+Net = TypeVar("Net", UNet2DModel, UNet2DConditionModel)
 
 
 class UNetConfig(Section):
@@ -113,17 +115,17 @@ def stride(unet: UNet2DModel) -> int:
 def load_unet(folder: Path) -> UNet2DModel:
     """The network saved in ``folder`` (config.json and safetensors), in eval mode; every key must fit."""
     weights = read_unet_weights(folder)
-    return unet_from(read_settings(folder), weights, folder)
+    return unet_from(UNet2DModel, read_settings(folder), weights, folder)
 
 
-def unet_from(settings: dict[str, Any], weights: dict[str, Tensor], source: Path) -> UNet2DModel:
-    """UNet2DModel of ``settings`` with exactly ``weights``, in eval mode; ``source`` is named where they differ."""
+def unet_from(kind: type[Net], settings: dict[str, Any], weights: dict[str, Tensor], source: Path) -> Net:
+    """A network of diffusers with ``settings`` and exactly ``weights``, in eval mode; ``source`` is named in errors."""
     try:
         with torch.device("meta"):  # no time is spent on initial values that are about to be replaced
-            unet = UNet2DModel.from_config(settings)
+            unet = kind.from_config(settings)
     except (TypeError, ValueError) as error:
-        raise UserError(f"{source}: describes no UNet2DModel: {error}") from None
-    assert isinstance(unet, UNet2DModel)
+        raise UserError(f"{source}: describes no {kind.__name__}: {error}") from None
+    assert isinstance(unet, kind)
     require_equal(source, shapes(unet.state_dict()), shapes(weights))
     unet.load_state_dict(weights, strict=True, assign=True)
     return unet.eval()
