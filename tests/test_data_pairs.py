@@ -5,8 +5,10 @@ import os
 import pickle
 import re
 from collections import Counter
+from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -276,3 +278,16 @@ def test_real_data(name, regex, count, scenes):
     assert torch.equal(
         data.radiometry.read(path)[0], torch.from_numpy(np.asarray(Image.open(path), np.float32) / 127.5 - 1)[None]
     )
+
+
+def test_the_digest_of_the_data_knows_turned_pairs_and_the_stretch_and_not_the_fill():
+    """What a resume compares beside the lists of ids."""
+    cfg = {"layout": "generated", "resolution": 32, "generated": {"train": 4, "val": 0, "test": 0}}
+    data = open_data(DataConfig.model_validate(cfg))
+    plain, southern = (SimpleNamespace(ids=["a", "b"], turns=[(0, False), (n, False)]) for n in (0, 2))
+    assert replace(data, train=plain).digest == data.digest != replace(data, train=southern).digest
+    assert replace(data, train=southern).turned == ["b"]
+    median = data.radiometry.model_copy(update={"median": (1.0,)})
+    assert replace(data, radiometry=median).digest == data.digest
+    stretch = data.radiometry.model_copy(update={"percentiles": ((0.0, 1.0),)})
+    assert replace(data, radiometry=stretch).digest != data.digest
