@@ -58,15 +58,15 @@ def main(argv: list[str]) -> None:
         print(translate.compare_percentiles(probe, pipe.card), flush=True)
 
     failed: dict[translate.Job, str] = {}
-    folder = str(args.model.resolve())
+    recorded = settings | {"model_folder": str(args.model.resolve())}
     begin, done = time.perf_counter(), 0
     bar = tqdm(total=len(todo), disable=not sys.stderr.isatty(), unit="image", dynamic_ncols=True)
     for batch in translate.equal_sizes(translate.read(todo, radiometry, failed), args.batch_size):
         start = time.perf_counter()
         results = _translated(pipe, batch, args, steps, sampler)
-        seconds = {"seconds": round((time.perf_counter() - start) / len(batch), 4), "model_folder": folder}
+        seconds = {"seconds": round((time.perf_counter() - start) / len(batch), 4)}
         for (job, _), (picture, facts) in zip(batch, results, strict=True):
-            translate.write(job, picture, manifest, settings | facts | seconds)
+            translate.write(job, picture, manifest, recorded | facts | seconds)
         bar.update(len(batch))
         done += len(batch)
         if bar.disable:

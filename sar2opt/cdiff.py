@@ -1,9 +1,9 @@
 """What cdiff_train.py is configured by, and the set-up of its latent space (arXiv 2411.10788)."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
@@ -69,6 +69,11 @@ class CDiffConfig(Section):
     allow_prediction_change: bool = False
     vae_dtype: Literal["fp32", "bf16"] = "fp32"  # of the decoder; encoding is float32
 
+    @property
+    def pinned(self) -> str | None:
+        """``revision``, or the authors' of their base."""
+        return self.revision or PINNED.get(self.base)
+
 
 class Config(Protocol):
     """The sections that the set-up reads."""
@@ -110,7 +115,7 @@ def build(cfg: Config, radiometry: SarRadiometry, own_model: Path) -> Latents:
     cdiff, first = cfg.cdiff, cfg.model.init_from
     if first is not None:
         first = first / "model" if (first / "model" / CARD_FILE).is_file() else first
-    base = open_base(cdiff, cfg.noise.timesteps)
+    base = latent.open_base(cdiff.base, cdiff.pinned, cfg.noise.timesteps)
     info = confidence.INFO_CHANNELS[cdiff.loss]
     unet = latent.build_unet(base, info, cdiff.conv_in, cfg.model.dropout, cdiff.init == "scratch", first)
     if cfg.model.gradient_checkpointing:
@@ -120,11 +125,6 @@ def build(cfg: Config, radiometry: SarRadiometry, own_model: Path) -> Latents:
     if first is not None:
         _require_stage1(first, made, radiometry)
     return made
-
-
-def open_base(cdiff: CDiffConfig, timesteps: int) -> Base:
-    """The base, verified; its revision is pinned where none is stated."""
-    return latent.open_base(cdiff.base, cdiff.revision or PINNED.get(cdiff.base), timesteps)
 
 
 def surround(
@@ -139,9 +139,9 @@ def surround(
     hashes = {"vae": latent.digest(base.vae.state_dict()), "prompt": latent.digest({"prompt": prompt})}
     hashes["scheduler"] = latent.settings_digest(base.scheduler)
     card = LatentCard(
-        base=cdiff.base, revision=cdiff.revision or PINNED.get(cdiff.base), prompt=cdiff.prompt, rule=three.rule,
-        limits=three.limits, loss=cdiff.loss, var_min=cdiff.var_min, var_max=cdiff.var_max,
-        half_decoder=space.half_decoder, auto_spacing=sample.spacing == "auto", hashes=hashes,
+        base=cdiff.base, revision=cdiff.pinned, prompt=cdiff.prompt, rule=three.rule, limits=three.limits,
+        loss=cdiff.loss, var_min=cdiff.var_min, var_max=cdiff.var_max, half_decoder=space.half_decoder,
+        auto_spacing=sample.spacing == "auto", hashes=hashes,
     )  # fmt: skip
     return Latents(unet, space, NoiseSchedule(levels), scheduler, card)
 
@@ -184,19 +184,19 @@ def _require_stage1(folder: Path, made: Latents, radiometry: SarRadiometry) -> N
     if card.latent is None:
         raise UserError(f"model.init_from={folder}: is not a latent model; name one that cdiff_train.py has exported")
     scheduler = json.loads((folder / "scheduler" / SCHEDULER_FILE).read_bytes())
-    had, have = (
-        {
-            **{f"SHA-256 of {key}": value for key, value in own.hashes.items()},
-            "SAR channels": own.rule, "their limits in dB": own.limits, "prediction": prediction,
-            **{f"data.sar.{key}": value for key, value in sar.items() if key != "median"},  # of crops without data
-        }
-        for own, prediction, sar in (
-            (card.latent, scheduler.get("prediction_type"), SarRadiometry.from_dict(card.sar).to_dict()),
-            (made.card, made.scheduler.config["prediction_type"], radiometry.to_dict()),
-        )
-    )  # fmt: skip
+    had = _identity(card.latent, scheduler, SarRadiometry.from_dict(card.sar))
+    have = _identity(made.card, made.scheduler.config, radiometry)
     if wrong := [f"  {key}: stage 1 {had.get(key)}, now {have[key]}" for key in have if had.get(key) != have[key]]:
         raise UserError(f"model.init_from={folder}: trained on other latents or another target:\n" + "\n".join(wrong))
+
+
+def _identity(card: LatentCard, scheduler: Mapping[str, Any], radiometry: SarRadiometry) -> dict[str, Any]:
+    """What a network on latents has learned about, by the names that messages give."""
+    return {
+        **{f"SHA-256 of {key}": value for key, value in card.hashes.items()},
+        "SAR channels": card.rule, "their limits in dB": card.limits, "prediction": scheduler["prediction_type"],
+        **{f"data.sar.{key}": value for key, value in radiometry.meaning().items()},
+    }  # fmt: skip
 
 
 # the loss -------------------------------------------------------------------------------------------------------------

@@ -21,11 +21,11 @@ from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from torch import Tensor
 
 from . import checkpoint, confidence, samplers
-from .cdiff import CDiffConfig, LatentNoiseConfig, LatentSampleConfig, open_base, surround
+from .cdiff import CDiffConfig, LatentNoiseConfig, LatentSampleConfig, surround
 from .config import MachineError, UserError
 from .data import SarRadiometry
 from .diffusion import NoiseConfig
-from .models import EncoderCritic
+from .models import EncoderCritic, latent
 from .models.latent import LATENT_CHANNELS
 from .models.unet import CONFIG_FILE, OPT_CHANNELS, fit_bands, read_weights, require_equal, shapes, unet_from
 from .pipeline import Card, SAR2OptPipeline
@@ -306,7 +306,7 @@ def cdiffset(path: Path, cdiff: CDiffConfig, bands: list[str] | None, resolution
             f"{outputs}; its keys begin {list(source)[:5]}"
         )
     cdiff = cdiff.model_copy(update={"loss": losses[outputs]})
-    base = open_base(cdiff, LatentNoiseConfig().timesteps)
+    base = latent.open_base(cdiff.base, cdiff.pinned, LatentNoiseConfig().timesteps)
     settings = base.settings | {"in_channels": 2 * LATENT_CHANNELS, "out_channels": outputs}
     unet = unet_from(UNet2DConditionModel, settings, weights, path)
     own = QUAD if bands and {*bands} == {"HH", "HV", "VH", "VV"} else {"scale": "uint8"}

@@ -97,8 +97,7 @@ def open_teacher(cfg: DistillConfig, data: PairedData) -> tuple[SAR2OptPipeline,
     stated = cfg.model.model_dump(mode="json", exclude={"init_from"}, exclude_none=True)
     want = {f"model.{key}": value for key, value in stated.items()}
     have = {f"model.{key}": _plain(unet.config[key]) for key in stated}
-    radiometry = data.radiometry.to_dict()
-    radiometry.pop("median")  # fills crops without data
+    radiometry = data.radiometry.meaning()
     want |= {f"data.sar.{key}": _plain(value) for key, value in radiometry.items()}
     have |= {f"data.sar.{key}": _plain(card.sar.get(key)) for key in radiometry}
     if cfg.noise is not None:

@@ -16,6 +16,7 @@ from . import checkpoint, images
 from .config import MachineError, UserError
 from .data.rasters import read_georeference
 from .images import INK, MARGIN, MIN_SIDE, PAPER
+from .partners import MAP
 
 FIXED = {"beta_nll": (-1.0, 3.0), "laplace2": (0.0, 1.0)}  # log10(1/var), and the weight of the narrow component
 # dark to light, with steadily growing lightness; between them straight lines
@@ -28,7 +29,7 @@ def write(target: Path, source: Path, values: np.ndarray, kind: str, own_scale: 
     name = target.with_suffix("").name
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        checkpoint.put(target.with_name(f"{name}_confidence.png"), images.png(picture(values, kind, own_scale)))
+        checkpoint.put(target.with_name(f"{name}{MAP}.png"), images.png(picture(values, kind, own_scale)))
         checkpoint.put(tiff_of(target), geotiff(values, read_georeference(source)))
     except OSError as error:
         raise MachineError(f"{target}: its confidence is not written: {error}; run the same command again") from error
@@ -36,12 +37,12 @@ def write(target: Path, source: Path, values: np.ndarray, kind: str, own_scale: 
 
 def tiff_of(target: Path) -> Path:
     """The last file that ``write`` writes for ``target``."""
-    return target.with_name(f"{target.with_suffix('').name}_confidence.tif")
+    return target.with_name(f"{target.with_suffix('').name}{MAP}.tif")
 
 
 def require_free_names(targets: Sequence[Path]) -> None:
     """Refuse images whose translation has the name of another's heat map."""
-    maps = {target.with_name(f"{target.with_suffix('').name}_confidence.png"): target for target in targets}
+    maps = {target.with_name(f"{target.with_suffix('').name}{MAP}.png"): target for target in targets}
     if double := sorted(set(maps) & set(targets)):
         raise UserError(f"{double[0]}: the translation of one image and the confidence of another; rename an input")
 

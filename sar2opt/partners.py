@@ -20,7 +20,7 @@ PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")  # of which targets and ou
 SUFFIXES = (*PICTURES, ".npy")
 SHOWN = 5
 MIN_SIDE = 11  # px: SSIM's window
-MAP = "_confidence"
+MAP = "_confidence"  # ends the names of what infer.py --confidence writes beside an image
 Pixels = TypeVar("Pixels", np.ndarray, Tensor)
 
 
@@ -134,7 +134,7 @@ def files(folder: Path, name: str, suffixes: tuple[str, ...] = SUFFIXES) -> dict
 
 
 def _is_map(name: str, among: Iterable[str]) -> bool:
-    """Whether infer.py --confidence has written it beside an image."""
+    """Whether it is a map of confidence, beside its image."""
     return name.endswith(MAP) and name.removesuffix(MAP) in among
 
 

@@ -157,12 +157,12 @@ class SAR2OptPipeline(DiffusionPipeline):
             scheduler = copy.deepcopy(self.scheduler)
         else:
             scheduler = scheduler_from(dict(self.scheduler.config), str(sampler), self.space.bounded)
-        total, offset = scheduler.config["num_train_timesteps"], scheduler.config.get("steps_offset", 0)
-        beyond = (steps - 1) * (total // max(steps, 1)) + offset >= total  # where leading spacing would begin
-        if self.card.latent is not None and self.card.latent.auto_spacing and (steps <= AUTO_TRAILING or beyond):
-            scheduler.register_to_config(timestep_spacing="trailing")
         if not 1 <= steps <= max_steps(scheduler):
             raise UserError(f"{steps} steps: expected 1 to {max_steps(scheduler)}, as the model was trained")
+        total, offset = scheduler.config["num_train_timesteps"], scheduler.config.get("steps_offset", 0)
+        beyond = (steps - 1) * (total // steps) + offset >= total  # where leading spacing would begin
+        if self.card.latent is not None and self.card.latent.auto_spacing and (steps <= AUTO_TRAILING or beyond):
+            scheduler.register_to_config(timestep_spacing="trailing")
         if beyond and scheduler.config.get("timestep_spacing") == "leading":
             raise UserError(f"{steps} steps: the first would lie beyond the {total} of training; take fewer")
         return scheduler

@@ -24,9 +24,10 @@ def write(base: Path | None, target: Path | None, folder: Path, device: torch.de
         raise UserError("--vae-bound: needs --base BASE, a model folder with vae/, and --target DIR")
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise UserError("--vae-bound: runs in one process; then score its images with --pred under torchrun")
-    found = partners.files(target, "--target", partners.PICTURES)
+    found, sizes = partners.files(target, "--target", partners.PICTURES), []
     for path in found.values():
         size, mode = partners.picture(path)
+        sizes.append(partners.Size(*(min(side, resolution or side) for side in size)))
         if mode != "RGB" or min(size) < partners.MIN_SIDE:
             raise UserError(
                 f"{path}: {mode}, {size.width} x {size.height} px; expected 8-bit RGB of {partners.MIN_SIDE} px or more"
@@ -34,10 +35,7 @@ def write(base: Path | None, target: Path | None, folder: Path, device: torch.de
     vae = load_vae(base)
     vae.to(device)  # pyright: ignore[reportArgumentType]  diffusers wraps the method
     stride = 2 ** (len(vae.config["block_out_channels"]) - 1)
-    for name, path in progress(iter(found.items()), len(found), "codec", True):
-        size = partners.picture(path)[0]
-        if resolution:
-            size = partners.Size(*(min(side, resolution) for side in size))
+    for (name, path), size in progress(zip(found.items(), sizes, strict=True), len(found), "codec", True):
         x = torch.from_numpy(partners.read_rgb(path, size).astype(np.float32)).permute(2, 0, 1)[None] / 127.5 - 1
         padded = F.pad(x, (0, -size.width % stride, 0, -size.height % stride), mode="reflect").to(device)
         latent: Any = vae.encode(padded, return_dict=False)[0].mode()

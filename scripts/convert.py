@@ -18,6 +18,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))  # also where the package is not installed
 
 from sar2opt import cdiff, config, convert  # noqa: E402
+from sar2opt.config import positive  # noqa: E402
 from sar2opt.convert import Converted  # noqa: E402
 from sar2opt.diffusion import BETAS, DIFFUSERS_NAMES, NoiseConfig  # noqa: E402
 
@@ -72,12 +73,6 @@ def cdiffset_options(parser: argparse.ArgumentParser) -> None:
 def cdiffset(args: argparse.Namespace) -> Converted:
     own = cdiff.CDiffConfig(base=args.base, revision=args.revision, prompt=args.prompt)
     return convert.cdiffset(args.input, own, args.bands, args.resolution)
-
-
-def positive(text: str) -> int:
-    if (value := int(text)) < 1:
-        raise argparse.ArgumentTypeError(f"{text}: expected 1 or more")
-    return value
 
 
 KINDS = {

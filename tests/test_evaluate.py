@@ -45,6 +45,14 @@ def arguments(folders, *more):
     return [*(part for pair in pairs for part in pair), "--device", "cpu", *map(str, more)]
 
 
+def write_manifest(root, rows, southern=()):
+    """``root``/manifest: of files below ``root``."""
+    facts = {"layout": "folders", "root": str(root), "turned": list(southern)}
+    facts |= dict.fromkeys(("split", "sar", "opt", "statistics"), {})
+    manifest.write(manifest.Manifest(rows, facts), root / "manifest")
+    return root / "manifest"
+
+
 def run(folders, *more):
     """The content of metrics.json."""
     evaluate.main(arguments(folders, *more))
@@ -443,17 +451,7 @@ def prepared(folders, tmp_path):
         manifest.Row(f"{i:04}", "test" if i < 6 else "train", f"sar/{i:04}.png", f"opt/{i:04}.png", scene=f"s{i // 2}")
         for i in range(8)
     ]
-    facts = {
-        "layout": "folders",
-        "root": str(tmp_path),
-        "split": {},
-        "sar": {},
-        "opt": {},
-        "turned": {},
-        "statistics": {},
-    }
-    manifest.write(manifest.Manifest(rows, facts), tmp_path / "manifest")
-    return tmp_path / "manifest"
+    return write_manifest(tmp_path, rows)
 
 
 def test_a_manifest_names_the_images_their_scenes_and_the_training_pairs(folders, prepared):
@@ -514,11 +512,7 @@ def test_outputs_may_bear_the_names_of_the_sar_files(folders, tmp_path):
         write(out / f"s1_{i // 4}", [G[i]], [f"x_s1_p{i}"])
     record = {"output": str(out / "s1_0/x_s1_p3.png"), "seconds": 0.5}
     (out / "manifest.jsonl").write_text(json.dumps(record) + "\n")
-    facts = dict.fromkeys(("split", "sar", "opt", "turned", "statistics"), {}) | {
-        "layout": "sen12",
-        "root": str(tmp_path),
-    }
-    manifest.write(manifest.Manifest(rows, facts), tmp_path / "manifest")
+    write_manifest(tmp_path, rows)
     found = run([out], "--manifest", tmp_path / "manifest", "--metrics", "psnr,edge_sar")
     assert found["metrics"]["psnr"]["value"] == pytest.approx(26.677219, abs=1e-5)
     assert {r["id"]: r["seconds"] for r in table(Path(f"{out}-evaluation"))}["s_3"] == "0.500000"

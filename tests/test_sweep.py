@@ -19,7 +19,7 @@ from sar2opt.pipeline import Card, SAR2OptPipeline
 from sar2opt.samplers import build_scheduler
 from scripts import evaluate
 from tests.reference import T, X
-from tests.test_evaluate import run_ranks, write
+from tests.test_evaluate import run_ranks, write, write_manifest
 
 SIZE, TRAINED = (26, 36), 24  # of the images, of training
 
@@ -89,10 +89,8 @@ def test_tiles_of_southern_strips_are_turned_for_the_model_and_turned_back(tmp_p
             (picture.rotate(180) if file.name.startswith("1_0") else picture).save(turned / file.name)
     names = sorted(file.stem for file in (tmp_path / "sar").iterdir())
     rows = [manifest.Row(name, "test", f"sar/{name}.png", f"opt/{name}.png") for name in names]
-    facts = {"layout": "spacenet6", "split": {}, "sar": {}, "opt": {}, "statistics": {}}
     for folder, southern in ((tmp_path, ["1_0"]), (tmp_path / "turned", [])):
-        made = manifest.Manifest(rows, facts | {"root": str(folder), "turned": southern})
-        manifest.write(made, folder / "manifest")
+        write_manifest(folder, rows, southern)
         own = ("--metrics", "psnr", "--out", folder / "out")
         run("--model", student, "--manifest", folder / "manifest", "--steps", "2", *own)
     for name in names:
@@ -143,16 +141,7 @@ def test_the_centre_is_translated_as_in_training(student, pairs, tmp_path):
 
 def test_one_two_and_three_processes_find_the_same(student, pairs, tmp_path):
     rows = [manifest.Row(f"{i:04}", "test", f"sar/{i:04}.png", f"opt/{i:04}.png", scene=f"s{i // 2}") for i in range(5)]
-    facts = {
-        "layout": "folders",
-        "root": str(tmp_path),
-        "split": {},
-        "sar": {},
-        "opt": {},
-        "turned": {},
-        "statistics": {},
-    }
-    manifest.write(manifest.Manifest(rows, facts), tmp_path / "manifest")
+    write_manifest(tmp_path, rows)
     found = []
     for world in (1, 2, 3):
         out = tmp_path / f"world{world}"

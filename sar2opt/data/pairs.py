@@ -58,10 +58,8 @@ class PairedData:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of what becomes of the stored values: the radiometry, and the pairs that are turned. Not of the
-        median, which fills crops without any data."""
-        made = [self.radiometry.to_dict() | {"median": None}, [*self.turned]]
-        return hashlib.sha256(json.dumps(made, sort_keys=True).encode()).hexdigest()
+        """SHA-256 of what becomes of the stored values: the radiometry, and the pairs that are turned."""
+        return hashlib.sha256(json.dumps([self.radiometry.meaning(), self.turned], sort_keys=True).encode()).hexdigest()
 
     @property
     def turned(self) -> list[str]:

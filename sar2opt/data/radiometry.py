@@ -56,6 +56,10 @@ class SarRadiometry(SarConfig):
         """Plain JSON: all that inference needs."""
         return self.model_dump(mode="json")
 
+    def meaning(self) -> dict[str, Any]:
+        """Plain JSON: what two networks must have alike to see the same. The median only fills crops without data."""
+        return self.model_dump(mode="json", exclude={"median"})
+
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
         """The inverse of ``to_dict``; absent keys have their defaults."""
