@@ -47,7 +47,8 @@ def main(argv: list[str]) -> None:
         mean = mean_image(list(find(args.train_target).values()))
         flat = np.broadcast_to(mean.mean((0, 1)), mean.shape)
         for name, image in {"mean image": mean, "mean colour": flat}.items():
-            table[name] = score(targets, dict.fromkeys(targets, np.rint(image).astype(np.uint8)))
+            pixels = np.rint(image).astype(np.uint8)
+            table[name] = score(targets, {i: pixels for i in targets})
     columns = {"SAR": sar, **outputs, "target": targets}
     write(args.out, columns, [sorted(targets)[i] for i in spread(len(targets), args.rows)], table, len(targets))
 
